@@ -1,0 +1,1 @@
+"""One file a stage; main dispatches on config.stage."""

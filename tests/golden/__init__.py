@@ -1,0 +1,1 @@
+"""Golden cases: outputs of the released PyTorch code."""

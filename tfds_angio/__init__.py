@@ -1,0 +1,1 @@
+"""Angiography data sets for TFDS, built and read without TensorFlow."""
