@@ -1,0 +1,157 @@
+"""The protocol between a training objective and the one training loop.
+
+An objective owns its networks, its loss and what it remembers between steps. The loop owns the
+optimiser, the data, the devices and the order of calls, which for one optimiser step is
+
+    context, state = objective.prepare(variables, views, key, train=True)     # the global batch, once
+    for every microbatch (one, unless gradients are accumulated):
+        loss, out = objective.loss(params, state, views_m, context_m, key, train=True)
+    params = optimiser(mean gradient)
+    extra = objective.post_update(params, extra, step)
+
+Everything is pure and may be jitted; arrays are sharded over the leading (example) axis, so "the
+batch" is always the global batch, whatever the number of devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import flax.struct
+import jax
+from jax import lax
+
+Array = jax.Array
+Tree = Any
+"""A pytree of arrays made of plain dicts."""
+State = dict[str, Tree]
+"""{'batch_stats': Tree, 'extra': Tree}: what a forward pass may change."""
+Metrics = dict[str, tuple[Array, Array]]
+"""{name: (sum, count)}, float32 scalars; adding both over microbatches stays exact."""
+
+SHARED_CONTEXT = ("keys",)
+"""Entries of a context that belong to the whole batch; all others are rows, one an example."""
+
+
+@flax.struct.dataclass
+class Variables:
+    """All arrays of an objective.
+
+    Attributes:
+      params: what the optimiser updates, float32.
+      batch_stats: running statistics of the trained networks.
+      extra: what is updated otherwise (momentum weights and their statistics, queues).
+    """
+
+    params: Tree
+    batch_stats: Tree
+    extra: Tree
+
+    @property
+    def state(self) -> State:
+        """The part that `Objective.loss` takes and returns as `state`."""
+        return {"batch_stats": self.batch_stats, "extra": self.extra}
+
+
+@flax.struct.dataclass
+class Out:
+    """What a loss returns beside its value: the new state and additive metrics."""
+
+    state: State
+    metrics: Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """How the weights of a run of this objective initialise a segmentation network.
+
+    Attributes:
+      mapping: source path prefix -> target path prefix, '/'-separated, in params and batch_stats.
+      reinit: target prefixes that keep their fresh initialisation although a source exists.
+    """
+
+    mapping: Mapping[str, str]
+    reinit: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """One training method. Implementations are frozen dataclasses of hyper-parameters.
+
+    `views` names the entry of `cmunet_jax.data.views.VIEWS` that makes the batch;
+    `transfer` is verified before the first step of the run that loads the weights.
+    """
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the entries of `data.views.VIEWS` that this objective trains on."""
+
+    @property
+    def transfer(self) -> Transfer:
+        """What a segmentation network takes from this objective's checkpoint."""
+
+    def init(self, key: Array, image_shape: tuple[int, int, int]) -> Variables:
+        """Makes fresh variables for images of shape [H, W, 1]; UserError if 16 divides not H, W."""
+
+    def prepare(
+        self, variables: Variables, views: Mapping[str, Array], key: Array, *, train: bool
+    ) -> tuple[dict[str, Array], State]:
+        """Computes, without gradient, what the loss needs of the whole batch.
+
+        Returns a context and the new state. Context rows have the batch as leading axis and are cut
+        with the microbatches, except the entries of SHARED_CONTEXT, which stay whole.
+        """
+
+    def loss(
+        self,
+        params: Tree,
+        state: State,
+        views: Mapping[str, Array],
+        context: Mapping[str, Array],
+        key: Array,
+        *,
+        train: bool,
+    ) -> tuple[Array, Out]:
+        """Returns the mean loss of the examples given (float32 scalar) and an Out."""
+
+    def post_update(self, params: Tree, extra: Tree, step: Array) -> Tree:
+        """Returns `extra` after an optimiser step (momentum updates)."""
+
+    def pictures(
+        self,
+        params: Tree,
+        state: State,
+        views: Mapping[str, Array],
+        context: Mapping[str, Array],
+        key: Array,
+    ) -> dict[str, Array]:
+        """Returns named pictures, float32 [B, H, W, 1 or 3] in [0, 1], in evaluation mode."""
+
+
+class WithoutContext:
+    """The defaults: nothing to prepare, nothing to update after a step."""
+
+    def prepare(
+        self, variables: Variables, views: Mapping[str, Array], key: Array, *, train: bool
+    ) -> tuple[dict[str, Array], State]:
+        """Returns an empty context and the state as it is."""
+        return {}, variables.state
+
+    def post_update(self, params: Tree, extra: Tree, step: Array) -> Tree:
+        """Returns `extra` as it is."""
+        return extra
+
+
+def microbatch(context: Mapping[str, Array], start: Array | int, size: int) -> dict[str, Array]:
+    """Cuts rows [start, start + size) out of a context (or views); shared entries stay whole.
+
+    `start` may be traced; `size` is static.
+    """
+    return {
+        name: value
+        if name in SHARED_CONTEXT
+        else lax.dynamic_slice_in_dim(value, start, size, axis=0)
+        for name, value in context.items()
+    }
