@@ -1,0 +1,114 @@
+"""Runs one stage: `python -m cmunet_jax.main --config configs/pretrain.py [--config.x.y=VALUE]`.
+
+This file is kept short on purpose: flags, device set-up and dispatch on `config.stage`.
+"""
+
+import os
+import pathlib
+import runpy
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cmunet_jax import config as config_lib
+from tfds_angio.errors import UserError
+
+# A user who saw "Preempted" restarts the same command; 75 is EX_TEMPFAIL, which schedulers requeue.
+EXIT_USER_ERROR, EXIT_PREEMPTED = 2, 75
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with optional arguments: configs/pretrain.py:size=small"
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go; default runs/<stage>, and the same folder resumes the run."
+)
+
+
+def _split_path(argv: Sequence[str]) -> tuple[str, str | None]:
+    """Returns (path, argument) of --config in argv, or raises a UserError."""
+    for i, text in enumerate(argv):
+        name, equals, value = text.lstrip("-").partition("=")
+        if text.startswith("-") and name == "config":
+            value = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+            path, _, arg = value.partition(":")
+            return path, arg or None
+    raise UserError("--config is missing. Start with: --config configs/quickstart.py")
+
+
+def _check_overrides(argv: Sequence[str], path: str, arg: str | None) -> None:
+    """Loads the config by itself, so that each mistake gets a line of its own."""
+    if not os.path.isfile(path):
+        beside = sorted(p.name for p in pathlib.Path(path).parent.glob("*.py"))
+        raise UserError(
+            f"--config {path}: no such file{config_lib.suggestion(os.path.basename(path), beside)}"
+        )
+    config = runpy.run_path(path)["get_config"](arg)
+    known = dict(config_lib.flatten(config))
+    groups = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
+    for text in argv:
+        if text.startswith(("--config.", "-config.")):
+            key = text.lstrip("-").partition("=")[0].removeprefix("config.")
+            if key not in known and key not in groups:
+                near = config_lib.suggestion(key, list(known))
+                raise UserError(f"config.{key} is not a key of {path}{near}")
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; every mistake becomes one UserError line."""
+    if any(a in ("--help", "-h", "--helpshort", "--helpfull") for a in argv):
+        return FLAGS(list(argv))
+    path, arg = _split_path(argv)
+    # Configs import configs.common, wherever the command is run from.
+    sys.path.insert(0, str(pathlib.Path(path).resolve().parent.parent))
+    _check_overrides(argv, path, arg)
+    try:
+        rest = FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).replace("flag --", "").split())) from None
+    if len(rest) > 1:
+        raise UserError(f"argument '{rest[1]}' is not understood. Overrides look like --config.seed=1")
+    return rest
+
+
+def _set_up_devices() -> None:
+    import jax
+
+    cache = os.environ.get("CMUNET_JAX_CACHE", os.path.expanduser("~/.cache/cmunet_jax/xla"))
+    # Compiling a step takes longer than many of its runs; the key includes program and hardware.
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    devices = jax.devices()
+    logging.info("%d x %s", len(devices), devices[0].device_kind)
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Runs the stage that the config names; returns the exit status."""
+    del argv
+    config = _CONFIG.value
+    config_lib.check(config)
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.stage}").absolute()
+    _set_up_devices()
+    # Imported late: a mistake in the command should not wait for jax to load.
+    from cmunet_jax import stages
+
+    return stages.STAGES[config.stage](config, workdir)
+
+
+def main() -> None:
+    """Entry point: a UserError is one line on stderr and exit status 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        rest = parse_flags(sys.argv)
+        app.run(dispatch, argv=rest, flags_parser=lambda argv: list(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()

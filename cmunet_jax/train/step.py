@@ -1,0 +1,206 @@
+"""The one train step: gather, views, loss, update; jitted as a whole, state donated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from cmunet_jax.data import source, views
+from cmunet_jax.objectives.base import SHARED_CONTEXT, Objective
+from cmunet_jax.train import sharding
+from cmunet_jax.train import state as state_lib
+from cmunet_jax.train.state import TrainState
+
+Array = jax.Array
+Metrics = dict[str, tuple[Array, Array]]
+# Keys of the loss come from a stream of their own, apart from those of order and augmentation.
+LOSS_STREAM = 1
+
+
+@flax.struct.dataclass
+class Spec:
+    """What the step is compiled for; all static."""
+
+    seed: int = flax.struct.field(pytree_node=False)
+    batch_size: int = flax.struct.field(pytree_node=False)
+    accumulation: int = flax.struct.field(pytree_node=False)
+    ema_decay: float = flax.struct.field(pytree_node=False)
+    views: Mapping[str, Any] = flax.struct.field(pytree_node=False)
+    size: int = flax.struct.field(pytree_node=False)
+    resident: bool = flax.struct.field(pytree_node=False)
+
+
+def spec_of(config: ml_collections.ConfigDict, *, size: int) -> Spec:
+    """Takes what the step needs from a training config; `size` is the number of examples."""
+    return Spec(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        accumulation=config.accumulation,
+        ema_decay=config.ema_decay,
+        views=config.views,
+        size=size,
+        resident=not config.data.streaming,
+    )
+
+
+def _split(tree: Any, parts: int) -> Any:
+    """[B, ...] -> [parts, B / parts, ...], interleaved so that no example changes its device."""
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), tree
+    )
+
+
+def _merge(x: Array) -> Array:
+    """The inverse of `_split` for one array."""
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def _prepare(objective: Objective, state: TrainState, parts: Any, key: Array) -> Any:
+    """Runs `objective.prepare` on each microbatch; returns stacked contexts and the new state.
+
+    Entries that belong to the whole batch (contrastive keys) are merged over the microbatches, so
+    accumulating gradients leaves the negatives what they are without it.
+    """
+    count = jax.tree.leaves(parts)[0].shape[0]
+
+    def one(carry, xs):
+        part, index = xs
+        variables = state.variables.replace(**carry)
+        context, carry = objective.prepare(variables, part, key, train=True)
+        if "position" in context:
+            context["position"] = context["position"] * count + index
+        return carry, context
+
+    start = state.variables.state
+    new_state, contexts = jax.lax.scan(one, start, (parts, jnp.arange(count)))
+    shared = {k: _merge(v) for k, v in contexts.items() if k in SHARED_CONTEXT}
+    rows = {k: v for k, v in contexts.items() if k not in SHARED_CONTEXT}
+    return rows, shared, new_state
+
+
+def gradients(
+    objective: Objective, state: TrainState, batch_views: Any, key: Array, *, accumulation: int
+) -> tuple[Any, dict[str, Any], Metrics]:
+    """Returns the mean gradient over the batch, the new objective state and additive metrics.
+
+    With `accumulation` > 1 the batch passes in that many interleaved microbatches; the result
+    differs from one pass only through the batch normalisation, which then sees a microbatch at a
+    time (as each device of the released multi-GPU run does).
+    """
+    grad_fn = jax.value_and_grad(objective.loss, has_aux=True)
+
+    def one(params, obj_state, part, context):
+        (loss, out), grads = grad_fn(params, obj_state, part, context, key, train=True)
+        metrics = {**out.metrics, "loss": (loss, jnp.ones((), jnp.float32))}
+        return grads, out.state, metrics
+
+    if accumulation == 1:
+        context, obj_state = objective.prepare(state.variables, batch_views, key, train=True)
+        return one(state.params, obj_state, batch_views, context)
+
+    parts = _split(batch_views, accumulation)
+    rows, shared, obj_state = _prepare(objective, state, parts, key)
+
+    def body(carry, xs):
+        grads, obj_state, metrics = carry
+        part, row = xs
+        g, obj_state, m = one(state.params, obj_state, part, {**row, **shared})
+        add = lambda a, b: jax.tree.map(jnp.add, a, b)  # noqa: E731
+        return (add(grads, g), obj_state, add(metrics, m)), None
+
+    first = jax.tree.map(lambda x: x[0], (parts, rows))
+    shapes = jax.eval_shape(one, state.params, obj_state, first[0], {**first[1], **shared})
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
+    (grads, obj_state, metrics), _ = jax.lax.scan(
+        body, (zeros[0], obj_state, zeros[1]), (parts, rows)
+    )
+    return jax.tree.map(lambda g: g / accumulation, grads), obj_state, metrics
+
+
+class TrainStep:
+    """One compiled optimiser step.
+
+    `data` is the resident data set (arrays of all examples), from which the step gathers its own
+    batch, or, when streaming, the raw batch itself.
+    """
+
+    def __init__(
+        self, objective: Objective, tx: optax.GradientTransformation, spec: Spec, mesh: Mesh
+    ):
+        """Builds the function; nothing is compiled before `compile` or the first call."""
+        whole, rows = sharding.replicated(mesh), sharding.by_example(mesh)
+
+        def update(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
+            batch_views = views_at(objective.views, data, state.step, spec, rows)
+            return apply(objective, tx, spec, state, batch_views)
+
+        def step(state: TrainState, totals: Metrics, data: Any) -> tuple[TrainState, Metrics]:
+            state, metrics = update(state, data)
+            return state, jax.tree.map(jnp.add, totals, metrics)
+
+        self._update = update
+        self._whole = whole
+        self.jitted = jax.jit(
+            step,
+            in_shardings=(whole, whole, whole if spec.resident else rows),
+            out_shardings=(whole, whole),
+            donate_argnums=(0, 1),
+        )
+
+    def zero_metrics(self, state: TrainState, data: Any) -> Metrics:
+        """Returns an empty accumulator on the devices."""
+        _, shapes = jax.eval_shape(self._update, state, data)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.device_put(zeros, self._whole)
+
+    def __call__(self, state: TrainState, totals: Metrics, data: Any) -> tuple[TrainState, Metrics]:
+        """Returns the next state and `totals` plus this step's metrics; both inputs are donated."""
+        return self.jitted(state, totals, data)
+
+
+def apply(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    spec: Spec,
+    state: TrainState,
+    batch_views: Any,
+) -> tuple[TrainState, Metrics]:
+    """Returns the state after one optimiser step on the given views, and the step's metrics."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), LOSS_STREAM), state.step)
+    grads, obj_state, metrics = gradients(
+        objective, state, batch_views, key, accumulation=spec.accumulation
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=obj_state["batch_stats"],
+        extra=objective.post_update(params, obj_state["extra"], state.step),
+        opt_state=opt_state,
+    )
+    if state.ema_params is not None:
+        average = dict(decay=spec.ema_decay, step=state.step)
+        new = new.replace(
+            ema_params=state_lib.update_ema(state.ema_params, params, **average),
+            ema_batch_stats=state_lib.update_ema(
+                state.ema_batch_stats, new.batch_stats, **average
+            ),
+        )
+    metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones((), jnp.float32))
+    return new, metrics
+
+
+def views_at(names: Any, data: Any, step: Array, spec: Spec, rows: Any) -> dict[str, Array]:
+    """Returns the training views of one step: a function of (seed, step) and the data alone."""
+    if spec.resident:
+        indices = source.batch_indices(spec.seed, step, size=spec.size, batch_size=spec.batch_size)
+        data = source.gather(data, indices)
+    batch = sharding.constrain(source.decode(data), rows)
+    made = views.make_views(names, batch, seed=spec.seed, step=step, config=spec.views, train=True)
+    return sharding.constrain(made, rows)
