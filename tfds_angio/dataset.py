@@ -1,0 +1,138 @@
+"""A built data set: ids and patients from its index, examples by random access."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tfds_angio.builder import SPLITS
+from tfds_angio.errors import UserError
+
+INDEX = "index.json"
+
+
+class Source:
+    """Random access to the decoded examples of a split; picklable, opened at first use.
+
+    `source[i]` is a dict: image uint8 [H, W, 1], mask uint8 [H, W, 1] in {0, 1}, has_mask bool,
+    id, patient, centre str, and the data set's own features.
+    """
+
+    def __init__(self, directory: Path, split: str, length: int):
+        self._directory = directory
+        self._split = split
+        self._length = length
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        builder = tfds.builder_from_directory(self._directory)
+        return builder.as_data_source(self._split)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self._length
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        """Decodes one example; negative indices count from the end."""
+        position = int(index)
+        if not -self._length <= position < self._length:
+            raise IndexError(f"index {position} of {self._length} examples of {self._split}")
+        return _plain(self._records[position % self._length])
+
+    def __getitems__(self, indices: Any) -> list[dict[str, Any]]:
+        """Several examples at once."""
+        return [self[index] for index in indices]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open readers, which cannot travel to another process."""
+        return {name: v for name, v in self.__dict__.items() if name != "_records"}
+
+    def __repr__(self) -> str:
+        """For logs (Grain prints its sources)."""
+        return f"Source({str(self._directory)!r}, {self._split!r}, {self._length})"
+
+
+def _plain(example: dict[str, Any]) -> dict[str, Any]:
+    out = {}
+    for name, value in example.items():
+        if isinstance(value, bytes):
+            value = value.decode("utf-8")
+        elif isinstance(value, np.bool_):
+            value = bool(value)
+        out[name] = value
+    return out
+
+
+class AngioDataset:
+    """A data set on disk, opened by `open_dataset`.
+
+    Attributes:
+      name: TFDS `name` or `name/config`.
+      directory: the version folder that holds the records, index.json and splits/.
+      fingerprint: sha256 over splits, ids and decoded content; the same on every machine and for
+        every worker count.
+      sizes: images in every non-empty split.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+        self._index = json.loads((self.directory / INDEX).read_text())
+        self.name: str = self._index["name"]
+        self.fingerprint: str = self._index["fingerprint"]
+        self._splits: dict[str, dict[str, list[str]]] = self._index["splits"]
+        self.sizes: dict[str, int] = {s: len(v["ids"]) for s, v in self._splits.items()}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Version, options, source and seed of the build, for provenance records."""
+        return {k: v for k, v in self._index.items() if k != "splits"}
+
+    def _parts(self, split: str) -> list[str]:
+        parts = [part.strip() for part in split.split("+")]
+        known = set(SPLITS) | set(self._splits)
+        for part in parts:
+            if part not in known:
+                raise UserError(f"{self.name}: no split {part!r}; it has {', '.join(self.sizes)}")
+        if len(set(parts)) != len(parts):
+            raise UserError(f"{self.name}: split {split!r} names a part twice")
+        # A pool 'train+unlabelled' is meaningful for a set without unlabelled images.
+        present = [part for part in parts if part in self._splits]
+        if not present:
+            raise UserError(f"{self.name}: split {split!r} is empty; it has {self.sizes}")
+        return present
+
+    def ids(self, split: str) -> list[str]:
+        """Ids in the order of the records; `split` may be 'a+b'. UserError if empty."""
+        return [i for part in self._parts(split) for i in self._splits[part]["ids"]]
+
+    def patients(self, split: str) -> list[str]:
+        """Patient of every id of `ids(split)`; '' when unknown."""
+        return [p for part in self._parts(split) for p in self._splits[part]["patients"]]
+
+    def centres(self, split: str) -> list[str]:
+        """Centre of every id of `ids(split)`; '' when unknown."""
+        return [c for part in self._parts(split) for c in self._splits[part]["centres"]]
+
+    def source(self, split: str) -> Source:
+        """Picklable random access to the decoded examples; `split` may be 'a+b'."""
+        parts = self._parts(split)
+        return Source(self.directory, "+".join(parts), sum(self.sizes[p] for p in parts))
+
+    def labelled_ids(self, n: int, *, draw: int) -> list[str]:
+        """The first `n` ids of a draw of the labelled training images.
+
+        Subsets of one draw are nested (18 ⊂ 40 ⊂ …). UserError for an unknown draw, or when the
+        training split holds fewer than `n` images.
+        """
+        path = self.directory / "splits" / f"labelled_draw{draw}.json"
+        if not path.exists():
+            raise UserError(f"{self.name}: no labelled draw {draw}; see {path.parent}")
+        order = json.loads(path.read_text())["ids"]
+        if not 0 < n <= len(order):
+            raise UserError(f"{self.name}: {n} labelled images asked, train holds {len(order)}")
+        return order[:n]
