@@ -143,8 +143,10 @@ class TrainStep:
             state, metrics = update(state, data)
             return state, jax.tree.map(jnp.add, totals, metrics)
 
+        self.spec = spec
         self._update = update
         self._whole = whole
+        self._shapes: Any = None
         self.jitted = jax.jit(
             step,
             in_shardings=(whole, whole, whole if spec.resident else rows),
@@ -154,8 +156,9 @@ class TrainStep:
 
     def zero_metrics(self, state: TrainState, data: Any) -> Metrics:
         """Returns an empty accumulator on the devices."""
-        _, shapes = jax.eval_shape(self._update, state, data)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        if self._shapes is None:
+            _, self._shapes = jax.eval_shape(self._update, state, data)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes)
         return jax.device_put(zeros, self._whole)
 
     def __call__(self, state: TrainState, totals: Metrics, data: Any) -> tuple[TrainState, Metrics]:

@@ -1,0 +1,86 @@
+"""What a run writes down about itself, and the guard against mixing two runs in one folder."""
+
+import json
+import os
+import pathlib
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import jax
+import ml_collections
+
+from cmunet_jax import config as config_lib
+from tfds_angio.errors import UserError
+
+FILE = "config.json"
+_PACKAGES = ("cmunet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# Keys that do not change results: a resumed run may set them anew.
+_FREE = ("data.dir", "data.source", "data.workers", "log_every", "pictures_every", "checkpoint.keep")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions and the hardware that a result depends on."""
+    found = {name: metadata.version(name) for name in _PACKAGES}
+    device = jax.devices()[0]
+    return found | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "cpus": str(os.cpu_count()),
+    }
+
+
+def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses a workdir that holds a run with another config.
+
+    Raises:
+      UserError: naming the first difference.
+    """
+    path = workdir / FILE
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file. Choose a folder.")
+    parent = next(p for p in [workdir, *workdir.parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--workdir {workdir} cannot be written ({parent} is read-only).")
+    if not path.is_file():
+        return
+    try:
+        before = json.loads(path.read_text())["config"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged. Move {workdir} away or choose another --workdir.") from None
+    changed = [
+        line
+        for line in config_lib.differences(before, config_lib.to_dict(config))
+        if not line.startswith(_FREE)
+    ]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise UserError(
+            f"{workdir} holds a run with another config: {changed[0]}{more}. "
+            "Choose another --workdir, or delete that folder."
+        )
+
+
+def write(workdir: pathlib.Path, config: ml_collections.ConfigDict, **facts: Any) -> dict[str, Any]:
+    """Writes config.json (resolved config, versions, command, facts) and returns its content."""
+    content = {
+        "config": config_lib.to_dict(config),
+        "versions": versions(),
+        "command": " ".join(["python -m cmunet_jax.main", *sys.argv[1:]]),
+        **facts,
+    }
+    write_json(workdir / FILE, content)
+    return content
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON atomically; a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None

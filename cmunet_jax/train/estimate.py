@@ -1,0 +1,105 @@
+"""Says what a run will need before and while it runs: memory, time, and the smaller preset."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from tfds_angio.errors import UserError
+
+LONG_SECONDS = 2 * 3600
+SMALLER = "--config configs/{stage}.py:size=small"
+
+
+def duration(seconds: float) -> str:
+    """Writes a duration the way a person would: '45 s', '12 min', '3.5 h', '29 days'."""
+    for limit, unit, per in ((90, "s", 1), (90 * 60, "min", 60), (48 * 3600, "h", 3600)):
+        if seconds < limit:
+            value = seconds / per
+            return f"{value:.1f} {unit}" if unit == "h" and value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def check_memory(compiled: Any, *, batch_size: int, stage: str) -> None:
+    """Refuses a step that cannot fit into this machine, before the system kills the process.
+
+    Args:
+      compiled: the ahead-of-time compiled step.
+      batch_size: for the remedy.
+      stage: names the config file with smaller presets.
+
+    Raises:
+      UserError: with the need, what there is, and a batch size that would fit.
+    """
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return
+    need = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+    have = available_bytes()
+    if have and need > have:
+        fits = max(int(batch_size * have / need * 0.8), 1)
+        raise UserError(
+            f"one step needs about {need / 2**30:.0f} GiB and this machine has "
+            f"{have / 2**30:.0f} GiB free. Lower config.batch_size (about {fits} fits), raise "
+            f"config.accumulation, or take a smaller preset: {SMALLER.format(stage=stage)}"
+        )
+
+
+def available_bytes() -> int:
+    """Memory that a step can use on the first device; 0 where that is not known."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return psutil.virtual_memory().available
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit", 0)
+
+
+def flops_per_second(*, size: int = 1536, seconds: float = 0.5) -> float:
+    """Measures the matrix-product rate of the first device (float32, FLOP/s)."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((size, size), np.float32))
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        product(x).block_until_ready()
+        count += 1
+    return 2.0 * size**3 * count / (time.perf_counter() - start)
+
+
+def forecast(compiled: Any, *, steps: int, accumulation: int, stage: str) -> str | None:
+    """Predicts, without running a step, whether a run on a CPU will take very long.
+
+    Returns:
+      A line for the user if the run is predicted to take over two hours on a CPU, else None.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    cost = compiled.cost_analysis() or {}
+    # XLA counts the body of the accumulation loop once; convolutions reach about the matmul rate.
+    flops = float(cost.get("flops", 0.0)) * accumulation
+    seconds = flops / flops_per_second()
+    if seconds * steps < LONG_SECONDS:
+        return None
+    return (
+        f"No accelerator: expect about {duration(seconds)} a step, {duration(seconds * steps)} for "
+        f"{steps:,} steps. A smaller preset exists: {SMALLER.format(stage=stage)}"
+    )
+
+
+def measured(seconds_per_step: float, *, remaining: int, stage: str) -> str | None:
+    """Says after the first steps how long the rest takes, if that is long and there is only a CPU.
+
+    Returns:
+      A line for the user, or None.
+    """
+    total = seconds_per_step * remaining
+    if jax.default_backend() != "cpu" or total < LONG_SECONDS:
+        return None
+    return (
+        f"No accelerator: at {duration(seconds_per_step)} a step (measured) the remaining "
+        f"{remaining:,} steps take {duration(total)}. Stop with Ctrl-C (progress is kept) and take "
+        f"a smaller preset: {SMALLER.format(stage=stage)}"
+    )

@@ -1,0 +1,198 @@
+"""The one training loop. Order within an iteration: evaluate, save, step, log."""
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+
+from cmunet_jax.train import estimate
+from cmunet_jax.train.checkpoint import Checkpointer
+from cmunet_jax.train.state import TrainState
+from cmunet_jax.train.step import Metrics, TrainStep
+from tfds_angio.errors import UserError
+
+
+class Preempted(Exception):
+    """The process was asked to stop; the state was saved first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What happens besides stepping; periods in steps, 0 is never.
+
+    Attributes:
+      log_every: scalars and the progress line.
+      eval_every: `evaluate(state)` -> scalars.
+      pictures_every: `pictures(state)` -> named images [N, H, W, C] float32 in [0, 1].
+      save_every: checkpoints.
+    """
+
+    log_every: int
+    eval_every: int
+    pictures_every: int
+    save_every: int
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None
+    pictures: Callable[[TrainState], dict[str, np.ndarray]] | None = None
+
+
+class _StopRequest:
+    """Turns SIGTERM and Ctrl-C into a flag that the loop reads between steps."""
+
+    def __init__(self) -> None:
+        self.received: str = ""
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt  # A second Ctrl-C does not wait for the save.
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _due(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _means(totals: Metrics, step: int) -> dict[str, float]:
+    """Fetches the accumulator (the only device-to-host copy of the loop) and divides."""
+    fetched = jax.device_get(totals)
+    means = {f"train/{k}": float(s) / max(float(n), 1.0) for k, (s, n) in fetched.items()}
+    if not np.isfinite(means["train/loss"]):
+        raise UserError(
+            f"the training loss is {means['train/loss']} at step {step}: nothing of it was saved. "
+            "Lower config.optim.learning_rate or set config.optim.clip_norm=1.0, then resume."
+        )
+    return means
+
+
+def fit(
+    train_step: TrainStep,
+    state: TrainState,
+    data: Callable[[int], Iterator[Any]],
+    *,
+    total_steps: int,
+    hooks: Hooks,
+    checkpointer: Checkpointer,
+    writer: metric_writers.MetricWriter,
+    progress: Callable[[int], None],
+    rate: Callable[[int], Any],
+    stage: str,
+) -> TrainState:
+    """Trains until `total_steps` optimiser steps are done.
+
+    Args:
+      train_step: the compiled step.
+      state: where to start; `state.step` may be anything up to `total_steps`.
+      data: first step -> iterator of what the step takes as data, one item a step.
+      total_steps: optimiser steps at the end.
+      hooks: evaluation, pictures, logging and saving, with their periods.
+      checkpointer: saves the state; the last step is always saved.
+      writer: receives scalars and pictures.
+      progress: told the number of steps done after each one.
+      rate: step -> learning rate, for the log.
+      stage: names the config file in messages.
+
+    Returns:
+      The final state, saved.
+
+    Raises:
+      Preempted: after SIGTERM or Ctrl-C, with the state saved.
+      UserError: if the loss is not finite.
+    """
+    start = int(state.step)
+    scores: dict[str, float] = {}
+
+    def evaluate_and_save(step: int, state: TrainState, *, last: bool) -> None:
+        nonlocal scores
+        if hooks.pictures and (last or _due(hooks.pictures_every, step)):
+            for name, images in hooks.pictures(state).items():
+                writer.write_images(step, {name: images})
+        if hooks.evaluate and step and (last or _due(hooks.eval_every, step)):
+            scores = hooks.evaluate(state)
+            writer.write_scalars(step, scores)
+        if step and (last or _due(hooks.save_every, step)):
+            _means(totals, step)  # Never save a state whose loss is not finite.
+            checkpointer.save(step, state, metrics=scores or None, force=last)
+
+    if start >= total_steps:
+        return state
+    batches = data(start)
+    batch = next(batches)
+    compiled = _compile(train_step, state, batch, total_steps - start, stage)
+    totals = train_step.zero_metrics(state, batch)
+    timer = _FirstSteps(start, total_steps, stage)
+    with _StopRequest() as stop:
+        for step in range(start, total_steps):
+            if step > start:
+                evaluate_and_save(step, state, last=False)
+                batch = next(batches)
+            with jax.transfer_guard("disallow"):
+                state, totals = compiled(state, totals, batch)
+            done = step + 1
+            timer.after(done, totals)
+            if _due(hooks.log_every, done) or done == total_steps:
+                means = _means(totals, done)
+                writer.write_scalars(done, means | {"learning_rate": float(rate(step))})
+                totals = train_step.zero_metrics(state, batch)
+            progress(done)
+            if stop.received and done < total_steps:
+                _means(totals, done)
+                checkpointer.save(done, state, metrics=scores or None, force=True)
+                checkpointer.wait()
+                raise Preempted(f"{stop.received} at step {done}: saved.")
+        evaluate_and_save(total_steps, state, last=True)
+        checkpointer.wait()
+    return state
+
+
+def _compile(train_step: TrainStep, state: TrainState, batch: Any, steps: int, stage: str) -> Any:
+    """Compiles ahead of time, so that memory and time are known before the first step."""
+    began = time.perf_counter()
+    totals = train_step.zero_metrics(state, batch)
+    compiled = train_step.jitted.lower(state, totals, batch).compile()
+    spec = train_step.spec
+    print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
+    estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
+    line = estimate.forecast(compiled, steps=steps, accumulation=spec.accumulation, stage=stage)
+    if line:
+        print(line, flush=True)
+    return compiled
+
+
+class _FirstSteps:
+    """Times the second and third step (the first warms caches) and says once what follows."""
+
+    def __init__(self, start: int, total: int, stage: str):
+        self._start, self._total, self._stage = start, total, stage
+        self._began = 0.0
+
+    def after(self, done: int, totals: Metrics) -> None:
+        """Called after each step; waits for the device on the first and third only."""
+        count = done - self._start
+        if count == 1:
+            jax.block_until_ready(totals)
+            self._began = time.perf_counter()
+        elif count == 3:
+            jax.block_until_ready(totals)
+            per_step = (time.perf_counter() - self._began) / 2
+            line = estimate.measured(
+                per_step, remaining=self._total - done, stage=self._stage
+            )
+            if line:
+                print(line, flush=True)
