@@ -1,0 +1,136 @@
+"""The U-Net of CM-UNet (arXiv 2507.17779, section II; widths 64-128-256-512, bottleneck 1024).
+
+Encoder and decoder are modules of their own because pre-training combines one encoder with two
+decoders, and transfers the encoder and one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cmunet_jax.models.layers import BatchNorm, Conv, UpConv, max_pool, upsample_bilinear
+from tfds_angio.errors import UserError
+
+Array = jax.Array
+Dtype = Any
+
+LEVELS = 4
+"""Resolutions with a skip connection; the bottleneck lies at 1/2**LEVELS."""
+STRIDE = 2**LEVELS
+UPSAMPLING = ("transposed", "bilinear")
+
+
+class Block(nn.Module):
+    """Two times 3×3 convolution, batch normalisation, ReLU; several inputs are concatenated."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+    fast: bool = True
+
+    @nn.compact
+    def __call__(self, *inputs: Array, train: bool) -> Array:
+        """Maps arrays [B, H, W, C_i] to [B, H, W, features], non-negative."""
+        for i in (1, 2):
+            x = Conv(self.features, dtype=self.dtype, fast=self.fast, name=f"conv{i}")(*inputs)
+            inputs = (nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train)),)
+        return inputs[0]
+
+
+class Encoder(nn.Module):
+    """The contracting path: blocks of width w, 2w, 4w, 8w with 2×2 max pooling, bottleneck 16w."""
+
+    width: int = 64
+    dtype: Dtype = jnp.float32
+    fast: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> tuple[Array, list[Array]]:
+        """Encodes images.
+
+        Args:
+          x: [B, H, W, 1], standardised; 16 divides H and W.
+          train: whether normalisation takes the batch's statistics.
+
+        Returns:
+          The bottleneck [B, H/16, W/16, 16·width] and four skips, finest first
+          ([B, H, W, width] ... [B, H/8, W/8, 8·width]).
+        """
+        check_size(x.shape[1], x.shape[2])
+        skips = []
+        for level in range(LEVELS):
+            x = Block(self.width << level, self.dtype, self.fast, name=f"down{level + 1}")(
+                x, train=train
+            )
+            skips.append(x)
+            x = max_pool(x, fast=self.fast)
+        x = Block(self.width << LEVELS, self.dtype, self.fast, name="bottleneck")(x, train=train)
+        return x, skips
+
+
+class Decoder(nn.Module):
+    """The expanding path: up-sample, concatenate [up-sampled, skip], block; 1×1 convolution `head`.
+
+    `up='bilinear'` interpolates (corners aligned) in place of the transposed convolution; the
+    up-sampled map then keeps its channels, so the first kernel of each block is wider.
+    """
+
+    width: int = 64
+    out_channels: int = 2
+    dtype: Dtype = jnp.float32
+    up: str = "transposed"
+    fast: bool = True
+
+    @nn.compact
+    def __call__(self, bottleneck: Array, skips: Sequence[Array], *, train: bool) -> Array:
+        """Decodes what `Encoder` returns to [B, H, W, out_channels], float32."""
+        if self.up not in UPSAMPLING:
+            raise UserError(f"model.up is {self.up!r}; it must be one of {', '.join(UPSAMPLING)}")
+        x = bottleneck
+        for level in reversed(range(LEVELS)):
+            features = self.width << level
+            if self.up == "bilinear":
+                x = upsample_bilinear(x)
+            else:
+                x = UpConv(features, self.dtype, self.fast, name=f"upsample{level + 1}")(x)
+            x = Block(features, self.dtype, self.fast, name=f"up{level + 1}")(
+                x, skips[level], train=train
+            )
+        head = Conv(self.out_channels, 1, self.dtype, self.fast, name="head")
+        return head(x).astype(jnp.promote_types(self.dtype, jnp.float32))
+
+
+class UNet(nn.Module):
+    """The segmentation network: parameters {'encoder': ..., 'decoder': {..., 'head': ...}}."""
+
+    width: int = 64
+    out_channels: int = 2
+    dtype: Dtype = jnp.float32
+    up: str = "transposed"
+    fast: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps images [B, H, W, 1] to logits [B, H, W, out_channels], float32."""
+        encoder = Encoder(self.width, self.dtype, self.fast, name="encoder")
+        decoder = Decoder(
+            self.width, self.out_channels, self.dtype, self.up, self.fast, name="decoder"
+        )
+        return decoder(*encoder(x, train=train), train=train)
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises UserError unless both sides are positive multiples of 16."""
+    if height < STRIDE or width < STRIDE or height % STRIDE or width % STRIDE:
+        raise UserError(
+            f"image size {height}x{width} does not fit the U-Net: both sides must be multiples of "
+            f"{STRIDE}; the next one up is {_up(height)}x{_up(width)}"
+        )
+
+
+def _up(size: int) -> int:
+    return max(STRIDE, -(-size // STRIDE) * STRIDE)
