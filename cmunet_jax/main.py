@@ -15,8 +15,7 @@ from ml_collections import config_flags
 from cmunet_jax import config as config_lib
 from tfds_angio.errors import UserError
 
-# A user who saw "Preempted" restarts the same command; 75 is EX_TEMPFAIL, which schedulers requeue.
-EXIT_USER_ERROR, EXIT_PREEMPTED = 2, 75
+EXIT_USER_ERROR = 2
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(

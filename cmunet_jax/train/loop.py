@@ -19,6 +19,10 @@ from cmunet_jax.train.step import Metrics, TrainStep
 from tfds_angio.errors import UserError
 
 
+# EX_TEMPFAIL: schedulers and wrappers know it as "run the same command again".
+EXIT_PREEMPTED = 75
+
+
 class Preempted(Exception):
     """The process was asked to stop; the state was saved first."""
 

@@ -1,0 +1,76 @@
+"""The evaluate stage: any of our checkpoints on one split, per image, at native resolution."""
+
+import json
+import pathlib
+
+import ml_collections
+from rich.console import Console
+from rich.table import Table
+
+from cmunet_jax import config as config_lib
+from cmunet_jax.data import datasets
+from cmunet_jax.evaluation import evaluator
+from cmunet_jax.stages import record, segment
+from cmunet_jax.train import sharding
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+    """Evaluates `config.checkpoint` and writes summary.json, cases.csv and overlays.
+
+    Raises:
+      UserError: if the checkpoint, the data set or the split cannot be used.
+    """
+    mesh = sharding.create_mesh()
+    segmenter = segment.restore(
+        config.checkpoint, step=str(config.step), weights=config.weights, mesh=mesh
+    )
+    loaded = segmenter.loaded
+    data = config.data.copy_and_resolve_references()
+    data.name = data.name or loaded.config["data"]["name"]
+    dataset = datasets.open_or_build(data)
+    datasets.size_of(dataset, config.split, key="split")
+    result = evaluator.evaluate(
+        segmenter.forward,
+        segmenter.weights,
+        dataset,
+        config.split,
+        segmenter.preprocessing,
+        batch_size=segment.round_up(config.batch_size, mesh),
+        protocol=config.protocol,
+        resolution=config.resolution,
+        workers=config.data.workers or None,
+    )
+    provenance = {
+        "checkpoint": {
+            "path": str(loaded.path), "step": loaded.step, "digest": loaded.digest,
+            "weights": segmenter.kind,
+        },
+        "preprocessing": loaded.preprocessing,
+        "training": {
+            key: loaded.config.get(key)
+            for key in ("labels", "draw", "seed", "init_from", "train_for", "batch_size")
+        },
+        "versions": record.versions(),
+        "config": config_lib.to_dict(config),
+    }
+    evaluator.write(result, workdir, overlays=config.overlays, provenance=provenance)
+    print_summary(workdir, title=f"{dataset.name} {config.split}")
+    print(f"Written: {workdir / 'summary.json'}, cases.csv and overlays beside it.")
+    return 0
+
+
+def print_summary(directory: pathlib.Path, *, title: str) -> None:
+    """Prints the table of a summary.json."""
+    summary = json.loads((directory / "summary.json").read_text())
+    table = Table(title=f"{title}: {summary['n']} images, mean per image with 95 % interval")
+    for name in ("metric", "mean", "95 % interval", "pooled"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name, row in summary["metrics"].items():
+        pooled = row.get("pooled")
+        table.add_row(
+            name,
+            f"{row['mean']:.4f}",
+            f"{row['low']:.4f} to {row['high']:.4f}",
+            "" if pooled is None else f"{pooled:.4f}",
+        )
+    Console().print(table)

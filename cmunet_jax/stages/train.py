@@ -1,0 +1,287 @@
+"""The train stage: pre-training and fine-tuning differ in objective, data and starting weights."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from cmunet_jax import config as config_lib
+from cmunet_jax import objectives
+from cmunet_jax.data import datasets, preprocessing, source
+from cmunet_jax.evaluation import evaluator
+from cmunet_jax.objectives.base import Objective, Variables
+from cmunet_jax.stages import record, segment
+from cmunet_jax.train import checkpoint, loop, optim, progress, sharding, transfer, writers
+from cmunet_jax.train import state as state_lib
+from cmunet_jax.train.state import TrainState
+from cmunet_jax.train.step import TrainStep, spec_of, views_at
+from tfds_angio.base import AngioDataset
+from tfds_angio.errors import UserError
+
+INIT_STREAM = 2
+IN_TRAINING_METRICS = ("dice", "iou", "precision", "recall")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The data of a run: examples on the host, and how many there are."""
+
+    dataset: AngioDataset
+    prepared: source.PreparedSplit
+    preprocessing: preprocessing.Preprocessing
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+    """Trains as the config says; the same command continues an interrupted run.
+
+    Returns:
+      0 when all steps are done, loop.EXIT_PREEMPTED after SIGTERM or Ctrl-C (state saved).
+
+    Raises:
+      UserError: on anything the user can mend; nothing is written before the checks are done.
+    """
+    config = config.copy_and_resolve_references()
+    objective = objectives.create(config)
+    mesh = sharding.create_mesh()
+    sharding.check_batch(config.batch_size, config.accumulation, mesh)
+    initial = checkpoint.load(config.init_from) if config.get("init_from") else None
+    record.check_workdir(workdir, config)
+    inputs = _load_inputs(config, initial)
+    facts = {"data": {"name": inputs.dataset.name, "fingerprint": inputs.dataset.fingerprint}}
+    if initial:
+        facts["init_from"] = {"path": str(initial.path), "digest": initial.digest}
+    steps = _durations(config, len(inputs.prepared.ids))
+    state, tx, rate = _initial_state(config, objective, initial, steps, mesh)
+    record.write(workdir, config, **facts)
+    with checkpoint.Checkpointer(
+        workdir / "checkpoints",
+        config=config_lib.to_dict(config),
+        preprocessing=inputs.preprocessing.to_dict(),
+        keep_latest=config.checkpoint.keep,
+        best_metric=config.checkpoint.best or None,
+    ) as checkpointer:
+        restored = checkpointer.restore(state)
+        if restored:
+            state = restored.state
+            print(f"Continuing {workdir} at step {restored.step:,} of {steps['total']:,}.")
+        return _fit(config, workdir, objective, inputs, state, tx, rate, steps, checkpointer, mesh)
+
+
+def _load_inputs(config: ml_collections.ConfigDict, initial: checkpoint.Loaded | None) -> Inputs:
+    """Opens the data, checks splits and batch size, and preprocesses."""
+    chain = preprocessing.create(config.preprocessing)
+    if initial and initial.preprocessing != chain.to_dict():
+        changes = config_lib.differences(chain.to_dict(), initial.preprocessing)
+        raise UserError(
+            f"config.preprocessing differs from that of config.init_from={initial.path} "
+            f"({changes[0]}). Weights only work on images prepared as they were trained on: use the "
+            "same size and preset as in pre-training, e.g. --config configs/finetune.py:size=small"
+        )
+    dataset = datasets.open_or_build(config.data)
+    split = config.data.split
+    available = datasets.size_of(dataset, split, key="data.split")
+    ids = None
+    if config.stage == "finetune":
+        if config.labels and config.labels > available:
+            raise UserError(
+                f"config.labels={config.labels} is more than the {available} labelled images of "
+                f"{dataset.name}. Use at most {available}, or 0 for all."
+            )
+        ids = dataset.labelled_ids(config.labels or available, draw=config.draw)
+        available = len(ids)
+    if config.batch_size > available:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is larger than the {available} images of "
+            f"{dataset.name} ({split}). Use at most {available}."
+        )
+    if config.stage == "finetune" and config.eval_split:
+        datasets.size_of(dataset, config.eval_split, key="eval_split")
+    prepared = source.prepare(
+        dataset, split, chain, ids=ids, with_masks=config.stage == "finetune",
+        workers=config.data.workers or None,
+    )
+    return Inputs(dataset, prepared, chain)
+
+
+def _durations(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
+    """All durations of a config in steps."""
+    common = dict(batch_size=config.batch_size, examples=examples)
+    total = config_lib.steps_of(config.train_for, key="train_for", **common)
+    if not total:
+        raise UserError(f"config.train_for='{config.train_for}': train for at least one step.")
+    keys = {
+        "warmup": ("optim.warmup", config.optim.warmup),
+        "log": ("log_every", config.log_every),
+        "eval": ("eval_every", config.eval_every),
+        "pictures": ("pictures_every", config.pictures_every),
+        "save": ("checkpoint.every", config.checkpoint.every),
+    }
+    steps = {
+        name: config_lib.steps_of(value, key=key, total=total, **common)
+        for name, (key, value) in keys.items()
+    }
+    return steps | {"total": total}
+
+
+def _initial_state(
+    config: ml_collections.ConfigDict,
+    objective: Objective,
+    initial: checkpoint.Loaded | None,
+    steps: dict[str, int],
+    mesh: jax.sharding.Mesh,
+) -> tuple[TrainState, optax.GradientTransformation, optax.Schedule]:
+    """Fresh variables, with the pre-trained ones put in where the config asks for it."""
+    rate = optim.schedule(
+        config.optim, batch_size=config.batch_size, total_steps=steps["total"],
+        warmup_steps=steps["warmup"],
+    )
+    tx = optim.create(config.optim, rate)
+    side = config.views.get("crop", config.preprocessing.size)
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    variables = jax.jit(objective.init, static_argnums=1)(key, (side, side, 1))
+    if initial:
+        variables = _transfer(variables, initial)
+    state = state_lib.create(variables, tx, ema=config.ema_decay > 0)
+    return jax.device_put(state, sharding.replicated(mesh)), tx, rate
+
+
+def _transfer(variables: Variables, initial: checkpoint.Loaded) -> Variables:
+    """Loads encoder and decoder from a pre-training checkpoint and says what was done."""
+    plan = objectives.create(config_lib.from_dict(initial.config)).transfer
+    params, stats, report = transfer.transfer(
+        variables.params, variables.batch_stats, initial.params, initial.batch_stats, plan
+    )
+    print(f"Weights from {initial.path} (step {initial.step:,}, {initial.digest[:12]}):")
+    print(transfer.format_report(report), flush=True)
+    return variables.replace(params=params, batch_stats=stats)
+
+
+def _fit(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    objective: Objective,
+    inputs: Inputs,
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    rate: optax.Schedule,
+    steps: dict[str, int],
+    checkpointer: checkpoint.Checkpointer,
+    mesh: jax.sharding.Mesh,
+) -> int:
+    """Puts the parts together and trains."""
+    size = len(inputs.prepared.ids)
+    train_step = TrainStep(objective, tx, spec_of(config, size=size), mesh)
+    arrays = jax.device_put(inputs.prepared.arrays(), sharding.replicated(mesh))
+    hooks = loop.Hooks(
+        log_every=steps["log"],
+        eval_every=steps["eval"],
+        pictures_every=steps["pictures"],
+        save_every=steps["save"],
+        evaluate=_in_training_evaluator(config, objective, inputs, mesh),
+        pictures=_picture_maker(objective, train_step, arrays, mesh),
+    )
+    _announce(config, workdir, inputs, state, steps)
+    done = int(state.step)
+    with writers.create_writer(workdir, start_step=done) as writer:
+        try:
+            state = loop.fit(
+                train_step, state, _batches(config, inputs, arrays, mesh),
+                total_steps=steps["total"], hooks=hooks, checkpointer=checkpointer, writer=writer,
+                progress=progress.Progress(steps["total"], config.batch_size, start=done),
+                rate=rate, stage=config.stage,
+            )
+        except loop.Preempted as stop:
+            print(f"Stopped by {stop} Run the same command to continue.")
+            return loop.EXIT_PREEMPTED
+    print(f"Done: {steps['total']:,} steps. Checkpoint: {workdir / 'checkpoints'}")
+    return 0
+
+
+def _batches(
+    config: ml_collections.ConfigDict, inputs: Inputs, arrays: Any, mesh: jax.sharding.Mesh
+) -> Callable[[int], Iterator[Any]]:
+    """First step -> what each step takes: always the resident arrays, or streamed batches."""
+
+    def resident(start: int) -> Iterator[Any]:
+        del start  # The step gathers its own batch from its number.
+        while True:
+            yield arrays
+
+    def streamed(start: int) -> Iterator[Any]:
+        rows = sharding.by_example(mesh)
+        for raw in source.stream(
+            inputs.prepared, seed=config.seed, batch_size=config.batch_size, start_step=start,
+            workers=config.data.workers,
+        ):
+            yield jax.device_put(raw, rows)
+
+    return streamed if config.data.streaming else resident
+
+
+def _in_training_evaluator(
+    config: ml_collections.ConfigDict,
+    objective: Objective,
+    inputs: Inputs,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """Mean metrics of a few validation images; the evaluate stage calls the same evaluator."""
+    if config.stage != "finetune" or not config.eval_split:
+        return None
+    forward = segment.make_forward(objective, mesh)
+    ids = inputs.dataset.ids(config.eval_split)[: config.eval_images or None]
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        result = evaluator.evaluate(
+            forward, segment.weights_of(state), inputs.dataset, config.eval_split,
+            inputs.preprocessing, ids=ids, batch_size=segment.round_up(config.batch_size, mesh),
+            metrics=IN_TRAINING_METRICS, progress=False,
+        )
+        means = result.summary["metrics"]
+        return {f"{config.eval_split}/{name}": float(means[name]["mean"]) for name in means}
+
+    return evaluate
+
+
+def _picture_maker(
+    objective: Objective, train_step: TrainStep, arrays: Any, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState], dict[str, np.ndarray]] | None:
+    """Pictures of the first images of the batch at hand, in evaluation mode."""
+    spec = train_step.spec
+    if not spec.resident:
+        return None
+
+    @jax.jit
+    def draw(state: TrainState, data: Any) -> dict[str, jax.Array]:
+        made = views_at(objective.views, data, state.step, spec, sharding.by_example(mesh))
+        few = jax.tree.map(lambda x: x[:4], made)
+        key = jax.random.key(spec.seed)
+        context, _ = objective.prepare(state.variables, few, key, train=False)
+        return objective.pictures(state.params, state.variables.state, few, context, key)
+
+    return lambda state: jax.device_get(draw(state, arrays))
+
+
+def _announce(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    inputs: Inputs,
+    state: TrainState,
+    steps: dict[str, int],
+) -> None:
+    """Says in three lines what is about to happen."""
+    parameters = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.params))
+    start = "pre-trained weights" if config.get("init_from") else "fresh weights"
+    print(
+        f"{config.stage}: {config.objective.name} ({config.objective.preset}), U-Net width "
+        f"{config.model.width}, {parameters / 1e6:.2f} M parameters, {start}\n"
+        f"data: {inputs.dataset.name} {config.data.split}, {len(inputs.prepared.ids)} images, "
+        f"preprocessing {inputs.preprocessing.name} at {inputs.preprocessing.size}²\n"
+        f"{steps['total']:,} steps of {config.batch_size} images on {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}; results in {workdir}",
+        flush=True,
+    )

@@ -1,0 +1,90 @@
+"""What the configs of all stages share; a config file changes only what it is about.
+
+Three sizes: `paper` (U-Net-64 at 256², the paper's), `small` (U-Net-16 at 128², about an hour on a
+laptop), `tiny` (U-Net-4 at 64², seconds; for tests).
+"""
+
+import ml_collections
+
+from cmunet_jax.config import parse_arg
+from cmunet_jax.data import preprocessing, views
+
+SIZES = ("paper", "small", "tiny")
+PRESETS = ("fixed", "paper")
+WIDTH = {"paper": 64, "small": 16, "tiny": 4}
+IMAGE_SIZE = {"paper": 256, "small": 128, "tiny": 64}
+EMBEDDED_DATA = "angio_synthetic"
+
+Config = ml_collections.ConfigDict
+
+
+def parse(arg: str | None, **more) -> Config:
+    """Arguments that every stage takes: size, preset, data (a TFDS name)."""
+    return parse_arg(arg, size=SIZES, preset=PRESETS, data=EMBEDDED_DATA, **more)
+
+
+def data(name: str, size: str) -> Config:
+    """Which data set, from where, and how it is fed."""
+    return Config(
+        {
+            # TFDS name or name/config: angio_synthetic/<size>, arcade, angio_folder.
+            "name": f"{name}/{size}" if name == EMBEDDED_DATA else name,
+            "dir": "data",  # where built data sets are kept
+            "source": "",  # arcade, angio_folder: the folder or archive to build from
+            "options": Config(convert_dict=False),  # builder options
+            "streaming": False,  # True: through Grain instead of resident on the device
+            "workers": 0,  # processes for building, preprocessing, streaming; 0: all cores
+        }
+    )
+
+
+def model(size: str) -> Config:
+    """The U-Net."""
+    return Config(
+        {
+            "width": WIDTH[size],  # of the finest level; 64 is the paper's
+            "dtype": "float32",  # of the computation: float32 or bfloat16; weights are float32
+            "up": "transposed",  # or bilinear
+        }
+    )
+
+
+def optim(**changes) -> Config:
+    """AdamW with linear warm-up and cosine decay."""
+    config = Config(
+        {
+            "name": "adamw",  # adamw, adam, sgd, lamb
+            "learning_rate": 1e-3,
+            "reference_batch": 0,  # > 0: learning_rate is multiplied by batch_size / this
+            "schedule": "cosine",  # cosine, constant, step
+            "warmup": "5%",
+            "warmup_from": 1e-4,  # of the peak
+            "halve_every": 0.156,  # schedule=step: fraction of the run
+            "b1": 0.9,
+            "b2": 0.999,
+            "momentum": 0.9,  # sgd
+            "weight_decay": 0.0,  # of kernels only
+            "clip_norm": 0.0,  # 0: off
+        }
+    )
+    config.update(changes)
+    return config
+
+
+def training(arg: Config, *, view: str) -> Config:
+    """What pre-training and fine-tuning share."""
+    side = IMAGE_SIZE[arg.size]
+    return Config(
+        {
+            "seed": 0,
+            "data": data(arg.data, arg.size),
+            "preprocessing": preprocessing.default_options(arg.preset, side),
+            "views": views.default_options(view, side, preset=arg.preset),
+            "model": model(arg.size),
+            "accumulation": 1,  # passes a step; the batch is cut into this many
+            "ema_decay": 0.0,  # of averaged weights; 0: none kept
+            "log_every": "20 steps",
+            "pictures_every": "20%",
+            "checkpoint": Config({"every": "5%", "keep": 1, "best": ""}),
+        }
+    )

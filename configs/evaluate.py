@@ -1,0 +1,28 @@
+"""Evaluates a fine-tuned checkpoint per image at native resolution.
+
+    python -m cmunet_jax.main --config configs/evaluate.py --config.checkpoint=runs/finetune
+
+Writes summary.json, cases.csv and overlays of the best, median and worst case. Data set and
+preprocessing are those of the checkpoint unless --config.data.name says otherwise. Seconds to minutes.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg=None):
+    """Returns the config of an evaluation."""
+    arg = common.parse_arg(arg, data="")
+    config = ml_collections.ConfigDict()
+    config.stage = "evaluate"
+    config.checkpoint = "runs/finetune"
+    config.step = "latest"  # latest, best or a number
+    config.weights = "ema"  # averaged weights where the run kept them, or raw
+    config.data = common.data(arg.data, "paper")
+    config.split = "test"
+    config.batch_size = 8
+    config.protocol = "fixed"  # or paper: the released definitions, pooled over batches
+    config.resolution = "native"  # or network: at the size that the network sees
+    config.overlays = True
+    return config

@@ -1,0 +1,44 @@
+"""Pre-trains CM-UNet on unlabelled angiograms.
+
+    python -m cmunet_jax.main --config configs/pretrain.py
+    python -m cmunet_jax.main --config configs/pretrain.py:size=small,data=arcade \
+        --config.data.source=/path/to/arcade.zip
+
+Arguments after the colon: size=paper|small|tiny, preset=fixed|paper, data=NAME, objective=NAME.
+The paper's size takes hours on one GPU and weeks on a laptop; size=small about half an hour on two
+cores. Without other data it uses the embedded synthetic angiograms. Expect the contrastive term to
+fall towards 0 within the first epochs and the reconstruction to sharpen slowly; look at the pictures
+in the workdir.
+"""
+
+from cmunet_jax import objectives
+from configs import common
+
+BATCH = {"paper": 256, "small": 32, "tiny": 8}
+# The released run is 16 devices of 16 images; the same normalisation batch on one device.
+ACCUMULATION = {"paper": 16, "small": 1, "tiny": 1}
+TRAIN_FOR = {"paper": "300 epochs", "small": "1500 steps", "tiny": "24 steps"}
+WARMUP = {"paper": "40 epochs", "small": "10%", "tiny": "4 steps"}
+
+
+def get_config(arg=None):
+    """Returns the config of a pre-training run."""
+    arg = common.parse(arg, objective=("cmunet",))
+    config = common.training(arg, view=objectives.OBJECTIVES[arg.objective].views[0])
+    config.stage = "pretrain"
+    config.objective = objectives.default_options(arg.objective, arg.preset)
+    # Images whose labels are not used, and images without labels.
+    config.data.split = "train+unlabelled"
+    config.batch_size = BATCH[arg.size]
+    config.accumulation = ACCUMULATION[arg.size]
+    config.train_for = TRAIN_FOR[arg.size]
+    config.optim = common.optim(
+        # Released: 1.5e-4 a batch of 256, times 16 devices. Small batches need a higher one each.
+        learning_rate=2.4e-3,
+        reference_batch=256,
+        warmup=WARMUP[arg.size],
+        b2=0.95,
+        weight_decay=0.05,
+    )
+    config.eval_every = "0 steps"
+    return config
