@@ -1,0 +1,1 @@
+"""Procedural coronary angiograms: the embedded default data set."""
