@@ -2,7 +2,7 @@
 
 `fast=True` takes a form that XLA compiles to quick code on CPU, where the stock gradient of max
 pooling and the stock transposed convolution are several times slower. `fast=False` takes the
-textbook operation. Both have the same parameters, values and gradients (to 1e-10 in float64, tested).
+textbook operation. Both have the same parameters, values and gradients (tests: 1e-10 in float64).
 
 Parameters are float32; `dtype` is the type of the computation. Layout is [B, H, W, C].
 """

@@ -3,7 +3,7 @@
 An objective owns its networks, its loss and what it remembers between steps. The loop owns the
 optimiser, the data, the devices and the order of calls, which for one optimiser step is
 
-    context, state = objective.prepare(variables, views, key, train=True)     # the global batch, once
+    context, state = objective.prepare(variables, views, key, train=True)   # global batch, once
     for every microbatch (one, unless gradients are accumulated):
         loss, out = objective.loss(params, state, views_m, context_m, key, train=True)
     params = optimiser(mean gradient)
@@ -21,7 +21,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jax import lax
+
+from tfds_angio.errors import UserError
 
 Array = jax.Array
 Tree = Any
@@ -155,3 +158,39 @@ def microbatch(context: Mapping[str, Array], start: Array | int, size: int) -> d
         else lax.dynamic_slice_in_dim(value, start, size, axis=0)
         for name, value in context.items()
     }
+
+
+def preset(presets: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """Returns a copy of the options of a preset; UserError if there is none of that name."""
+    if name not in presets:
+        raise UserError(
+            f"preset {name!r} is not known; set config.objective.preset to one of: "
+            f"{', '.join(presets)}"
+        )
+    return dict(presets[name])
+
+
+def check_choice(key: str, value: Any, choices: tuple[str, ...], *, section: str = "objective"):
+    """Raises UserError, naming `config.{section}.{key}`, unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UserError(
+            f"config.{section}.{key}={value!r} is not known; choose one of: {', '.join(choices)}"
+        )
+
+
+def means(**values: Array) -> Metrics:
+    """Turns means over the examples at hand into additive (sum, count) metrics."""
+    one = jnp.ones((), jnp.float32)
+    return {name: (lax.stop_gradient(v).astype(jnp.float32), one) for name, v in values.items()}
+
+
+def to_unit(image: Array, *, like: Array | None = None) -> Array:
+    """Maps images [B, H, W, C] of any range to [0, 1] for looking at, clipping extremes.
+
+    The window of each image is mean ± 2.5 standard deviations, so that a few extreme pixels do not
+    grey out the rest. `like` [B, H, W, C'] gives the window instead, to compare pictures.
+    """
+    reference = (image if like is None else like).astype(jnp.float32)
+    mean = reference.mean((1, 2, 3), keepdims=True)
+    half = jnp.maximum(2.5 * reference.std((1, 2, 3), keepdims=True), 1e-6)
+    return jnp.clip(0.5 + (image.astype(jnp.float32) - mean) / (2 * half), 0, 1)

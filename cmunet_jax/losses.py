@@ -1,0 +1,162 @@
+"""Losses: pure functions of arrays, computed in float32 or wider whatever the inputs are."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+PATCH = 16
+"""Side of a mask patch in pixels."""
+TARGETS = ("row", "patch")
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Mean softmax cross-entropy.
+
+    Args:
+      logits: [..., K].
+      labels: int [...], in [0, K).
+
+    Returns:
+      A scalar, in nats.
+    """
+    log_p = jax.nn.log_softmax(_wide(logits))
+    return -jnp.take_along_axis(log_p, labels[..., None], axis=-1).mean()
+
+
+def soft_dice(logits: Array, labels: Array, *, smooth: float = 1.0) -> Array:
+    """One minus the soft Dice coefficient of class 1, per image, then averaged.
+
+    Milletari et al., V-Net (2016), with p + g in the denominator. `smooth` is added to numerator
+    and denominator: an image without artery costs 1 - smooth / (sum p + smooth).
+
+    Args:
+      logits: [B, H, W, 2].
+      labels: int [B, H, W], 0 or 1.
+      smooth: in pixels, > 0.
+
+    Returns:
+      A scalar in [0, 1].
+    """
+    p = jax.nn.softmax(_wide(logits))[..., 1]
+    g = labels.astype(p.dtype)
+    overlap, size = (p * g).sum((1, 2)), (p + g).sum((1, 2))
+    return (1 - (2 * overlap + smooth) / (size + smooth)).mean()
+
+
+def thresholded_dice(logits: Array, labels: Array, *, smooth: float = 1e-5) -> Array:
+    """One minus the Dice coefficient of the argmax, over the pixels of the whole batch.
+
+    The released training loss adds this term (method.md, section 7, row 1). It is piecewise
+    constant in the logits, so it moves the reported loss and no weight.
+
+    Args:
+      logits: [B, H, W, 2].
+      labels: int [B, H, W], 0 or 1.
+      smooth: in pixels.
+
+    Returns:
+      A scalar in [0, 1] whose gradient is zero.
+    """
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    p = jnp.argmax(logits, axis=-1).astype(dtype)
+    g = labels.astype(dtype)
+    return 1 - (2 * (p * g).sum() + smooth) / (p.sum() + g.sum() + smooth)
+
+
+def standardise(image: Array, *, over: str, epsilon: float = 1e-6) -> tuple[Array, Array, Array]:
+    """Standardises pixels locally: (x - mean) / sqrt(unbiased variance + epsilon).
+
+    Args:
+      image: [B, H, W]; 16 divides H and W if `over` is 'patch'.
+      over: 'row' (each line of W pixels, as released) or 'patch' (each 16×16 patch).
+      epsilon: added to the variance.
+
+    Returns:
+      The standardised image, the means and the scales, all [B, H, W].
+    """
+    image = _wide(image)
+    if over == "row":
+        mean, var = image.mean(-1, keepdims=True), image.var(-1, keepdims=True, ddof=1)
+    elif over == "patch":
+        b, h, w = image.shape
+        patches = image.reshape(b, h // PATCH, PATCH, w // PATCH, PATCH)
+        mean, var = (
+            upsample_patches(x[:, :, 0, :, 0])
+            for x in (
+                patches.mean((2, 4), keepdims=True),
+                patches.var((2, 4), keepdims=True, ddof=1),
+            )
+        )
+    else:
+        raise ValueError(f"over is {over!r}; it must be one of {TARGETS}")
+    scale = jnp.sqrt(var + epsilon)
+    mean, scale = jnp.broadcast_to(mean, image.shape), jnp.broadcast_to(scale, image.shape)
+    return (image - mean) / scale, mean, scale
+
+
+def upsample_patches(patches: Array) -> Array:
+    """Repeats each entry of [B, h, w] over its 16×16 pixels: [B, 16h, 16w]."""
+    return jnp.repeat(jnp.repeat(patches, PATCH, axis=1), PATCH, axis=2)
+
+
+def mse(prediction: Array, target: Array) -> Array:
+    """Mean squared error over all elements of two arrays of one shape."""
+    return jnp.square(_wide(prediction) - _wide(target)).mean()
+
+
+def masked_mse(prediction: Array, target: Array, patches: Array) -> Array:
+    """Mean squared error over the pixels of masked patches (He et al., MAE, 2022).
+
+    Args:
+      prediction: [B, H, W].
+      target: [B, H, W].
+      patches: bool [B, H/16, W/16], True where masked.
+
+    Returns:
+      A scalar; 0 if nothing is masked.
+    """
+    weight = upsample_patches(patches).astype(jnp.promote_types(prediction.dtype, jnp.float32))
+    error = jnp.square(_wide(prediction) - _wide(target))
+    return (error * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+
+def l2_normalise(x: Array, *, epsilon: float = 1e-12) -> Array:
+    """Scales vectors [..., D] to unit length; the norm is taken as at least `epsilon`."""
+    x = _wide(x)
+    square = jnp.square(x).sum(-1, keepdims=True)
+    # The root of the clamped square keeps the gradient of a zero vector finite.
+    return x / jnp.sqrt(jnp.maximum(square, epsilon**2))
+
+
+def info_nce(
+    queries: Array, keys: Array, positives: Array, *, temperature: float
+) -> tuple[Array, Array]:
+    """InfoNCE (van den Oord et al., 2018): cross-entropy of each query against all keys.
+
+    Args:
+      queries: [B, D], any length.
+      keys: [K, D], any length; in self-supervision of the whole global batch, without gradient.
+      positives: int [B], the row of `keys` that belongs to each query.
+      temperature: > 0; divides the cosines.
+
+    Returns:
+      The mean loss in nats (not multiplied by any temperature), and the fraction of queries whose
+      positive is the nearest key.
+    """
+    dtype = jnp.promote_types(queries.dtype, jnp.float32)
+    logits = jnp.matmul(
+        l2_normalise(queries),
+        l2_normalise(keys).T,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=dtype,
+    )
+    logits = logits / temperature
+    accuracy = (logits.argmax(-1) == positives).mean(dtype=dtype)
+    return cross_entropy(logits, positives), accuracy
