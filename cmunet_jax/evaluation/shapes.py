@@ -77,7 +77,7 @@ class Shape:
         code = 8 * padded[:-1, :-1] + 4 * padded[:-1, 1:] + 2 * padded[1:, :-1] + padded[1:, 1:]
         points = np.argwhere((code != 0) & (code != 15))
         lengths = _CONTOUR_LENGTH[code[points[:, 0], points[:, 1]]]
-        return points - 0.5, np.asarray(lengths, np.float64)
+        return np.asarray(points - 0.5, np.float64), lengths
 
     @cached_property
     def skeleton(self) -> Mask:
