@@ -224,7 +224,7 @@ class CMUNet:
           key: unused.
           train: normalise by the batch's statistics and record them.
         """
-        online, stats = self._online(params, state["batch_stats"], views, context, train=train)
+        online, stats = self.online(params, state["batch_stats"], views, context, train=train)
         image = views["view_a"][..., 0]
         target, _, _ = losses.standardise(image, over=self.reconstruction_target)
         reconstruction = losses.masked_mse(online["pixels"], target, views["patches"])
@@ -249,7 +249,7 @@ class CMUNet:
             metrics |= base.means(loss_adapter=regression)
         return total, Out({"batch_stats": stats, "extra": state["extra"]}, metrics)
 
-    def _online(
+    def online(
         self,
         params: Tree,
         stats: Tree,
@@ -306,7 +306,7 @@ class CMUNet:
 
         Grey values share one window; the error is absolute, white at half that window.
         """
-        online, _ = self._online(params, state["batch_stats"], views, context, train=False)
+        online, _ = self.online(params, state["batch_stats"], views, context, train=False)
         image, patches = views["view_a"], self._input_patches(views, context)
         _, mean, scale = losses.standardise(image[..., 0], over=self.reconstruction_target)
         hidden = losses.upsample_patches(patches)[..., None]
