@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 @pytest.fixture(scope="session")
 def shared() -> Callable[..., pathlib.Path]:
-    """`shared('golden')` is ../shared/golden; the test is skipped, saying so, where it is absent."""
+    """`shared('golden')` is ../shared/golden; where that is absent the test is skipped."""
 
     def locate(*parts: str) -> pathlib.Path:
         path = SHARED.joinpath(*parts)
@@ -71,8 +71,6 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory):
     """The `angio_synthetic/tiny` data set, built once a session; do not write into its folder."""
-    import tfds_angio
+    from tfds_angio.base import build
 
-    return tfds_angio.build(
-        "angio_synthetic/tiny", data_dir=tmp_path_factory.mktemp("data"), progress=False
-    )
+    return build("angio_synthetic/tiny", data_dir=tmp_path_factory.mktemp("data"), progress=False)
