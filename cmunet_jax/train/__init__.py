@@ -1,1 +1,3 @@
 """State, step, loop, optimiser, checkpoints."""
+
+from cmunet_jax.train import clu_without_tensorflow as clu_without_tensorflow

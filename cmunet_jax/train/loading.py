@@ -58,16 +58,14 @@ class Loaded:
         return self.params, self.batch_stats
 
 
-def load(
-    path: str | Path, *, step: int | str | None = None, extra: bool = False
-) -> Loaded:
+def load(path: str | Path, *, step: int | str | None = None, extra: bool = False) -> Loaded:
     """Loads one checkpoint.
 
     Args:
       path: a workdir, its checkpoints folder, or one step folder.
-      step: a step number, 'best' (by the metric the run was told to select by), or 'latest',
-        which is the default. A damaged latest or best one costs a warning, and the one before
-        it is taken; a step asked for by number or folder is never replaced by another.
+      step: a step number (an int or its digits), 'best' (by the metric the run selects by), or
+        'latest', which is the default. A damaged latest or best one costs a warning, and the one
+        before it is taken; a step asked for by number or folder is never replaced by another.
       extra: also load the objective's own arrays.
 
     Returns:
@@ -77,6 +75,8 @@ def load(
       UserError: if there is no such checkpoint, none is intact, or it has no preprocessing.
     """
     store.silence_orbax()
+    if isinstance(step, str) and step.isdecimal():
+        step = int(step)
     folders = _find(Path(path).expanduser().absolute(), step)
     exact = isinstance(step, int) or len(folders) == 1
     reasons = []
@@ -117,7 +117,7 @@ def _find(path: Path, step: int | str | None) -> list[Path]:
     if step == "best":
         return _by_score(root, folders)
     if isinstance(step, bool) or not isinstance(step, int):
-        raise UserError(f"step={step!r}: give a step number, 'latest' or 'best'.")
+        raise UserError(f"step={step!r}: give 'latest', 'best' or a step number.")
     if step not in folders:
         raise UserError(f"no step {step} in {root}: it has {', '.join(map(str, folders))}.")
     return [folders[step]]
@@ -134,9 +134,9 @@ def _by_score(root: Path, folders: Mapping[int, Path]) -> list[Path]:
     name = selection["metric"]
     scores = {m.step: m.metrics.get(name, math.nan) for m in manifests} if name else {}
     ordered = []
-    while (step := best_step(scores, selection["mode"])) is not None:
-        ordered.append(folders[step])
-        del scores[step]
+    while (best := best_step(scores, str(selection["mode"]))) is not None:
+        ordered.append(folders[best])
+        del scores[best]
     if not ordered:
         why = f"none of them has the metric {name!r}" if name else "the run selected by no metric"
         raise UserError(f"no best checkpoint in {root}: {why}. Use step='latest' or a number.")

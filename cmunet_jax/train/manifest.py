@@ -115,7 +115,7 @@ def hash_leaves(leaves: Mapping[str, Any]) -> tuple[Leaf, ...]:
 def _hash(path: str, value: np.ndarray) -> Leaf:
     dtype, shape = describe(value)
     hasher = hashlib.sha256(json.dumps([path, dtype, list(shape)]).encode())
-    hasher.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+    hasher.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return Leaf(path, dtype, shape, hasher.hexdigest())
 
 

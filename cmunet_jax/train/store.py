@@ -1,8 +1,8 @@
 """Reading checkpoint folders through Orbax, with every way of being damaged turned into one error.
 
-    <checkpoints>/<step>/state/...              the arrays (Orbax, OCDBT)
-    <checkpoints>/<step>/manifest/metadata      names, checksums, config, preprocessing (JSON)
-    <checkpoints>/damaged-<step>/...            set aside by a resume; safe to delete
+In a checkpoints folder, `<step>/state/` holds the arrays (Orbax, OCDBT), `<step>/manifest/metadata`
+names, checksums, config and preprocessing (JSON); `damaged-<step>/` was set aside by a resume and
+may be deleted.
 """
 
 import json
