@@ -90,8 +90,9 @@ def background(image: np.ndarray, field: np.ndarray, *, sigma: float) -> np.ndar
 def fade(field: np.ndarray, valid: np.ndarray, *, width: float) -> np.ndarray:
     """Weights in 0..1, float32 [S, S]: 0 outside of the field, 1 well inside.
 
-    They rise linearly between 0.5 and 1.5 ``width`` pixels from its edge. The soft edge of a blade is darker than the field and looks like a vessel; it fades into the
-    neutral value instead. Where the field ends because the image ends nothing fades.
+    They rise linearly between 0.5 and 1.5 ``width`` pixels from its edge. The soft edge of a blade
+    is darker than the field and looks like a vessel; it fades into the neutral value instead.
+    Where the field ends because the image ends nothing fades.
 
     Args:
       field: bool [S, S].

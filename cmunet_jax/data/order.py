@@ -60,6 +60,14 @@ def batch_indices(seed: int | Array, step: int | Array, *, size: int, batch_size
 
 
 def host_epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """``epoch_order`` computed on the CPU, for a loader that must not touch the accelerator."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    """``epoch_order`` computed on the CPU, for a loader that should not touch the accelerator.
+
+    Where the user hid the CPU from JAX (``JAX_PLATFORMS=cuda``) the accelerator computes it; the
+    numbers are the same.
+    """
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        device = jax.local_devices()[0]
+    with jax.default_device(device):
         return np.asarray(epoch_order(seed, epoch, size))

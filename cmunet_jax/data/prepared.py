@@ -55,7 +55,6 @@ class PreparedSplit:
         """Number of images."""
         return len(self.ids)
 
-    @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What ``gather`` takes, to be put on the device: code, scale, offset and any mask."""
         arrays = {"code": self.code, "scale": self.scale, "offset": self.offset}
@@ -63,13 +62,26 @@ class PreparedSplit:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that ``arrays`` takes on a device."""
-        return sum(array.nbytes for array in self.arrays.values())
+        """Bytes that ``arrays()`` takes on a device."""
+        return sum(array.nbytes for array in self.arrays().values())
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Example ``index`` as one row of a raw batch."""
-        row = {name: array[index] for name, array in self.arrays.items()}
+        row = {name: array[index] for name, array in self.arrays().items()}
         return {**row, "index": np.int32(index)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arrays that lie in the cache travel to other processes by their path."""
+        return {
+            name: Path(str(value.filename)) if isinstance(value, np.memmap) else value
+            for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Maps them again."""
+        for name, value in state.items():
+            array = np.load(value, mmap_mode="r") if isinstance(value, Path) else value
+            object.__setattr__(self, name, array)
 
 
 class OnTheFly:
@@ -97,7 +109,7 @@ class OnTheFly:
         """Number of images."""
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Example ``index`` as one row of a raw batch."""
         example = self._source[self.positions[index]]
         row, _ = prepare_example(example, self._preprocessing, self._with_masks)
@@ -133,7 +145,7 @@ def positions(dataset: AngioDataset, split: str, ids: Sequence[str] | None) -> l
 
 def prepare_example(
     example: Mapping[str, Any], preprocessing: Preprocessing, with_masks: bool
-) -> tuple[dict[str, np.ndarray], Geometry]:
+) -> tuple[dict[str, Any], Geometry]:
     """One decoded example -> its row {code, scale, offset, mask?} and its geometry.
 
     Raises:
@@ -141,7 +153,7 @@ def prepare_example(
     """
     try:
         prepared = preprocessing.apply(example["image"])
-        row = {
+        row: dict[str, Any] = {
             "code": prepared.code,
             "scale": np.float32(prepared.scale),
             "offset": np.float32(prepared.offset),
@@ -200,7 +212,7 @@ def prepare(
     """
     chosen = positions(dataset, split, ids)
     names, patients = dataset.ids(split), dataset.patients(split)
-    identity = {
+    identity: dict[str, Any] = {
         "dataset": dataset.fingerprint,
         "split": split,
         "ids": [names[position] for position in chosen],

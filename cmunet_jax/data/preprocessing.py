@@ -41,11 +41,11 @@ class PaperOptions:
     """Options of ``paper``.
 
     Attributes:
-      crop: side of the centre crop in native pixels (475).
+      centre_crop: side of the centre crop in native pixels (475).
       fill_contours: fill the interior of the contours of a mask, for outline annotations.
     """
 
-    crop: int = 475
+    centre_crop: int = 475
     fill_contours: bool = False
 
 
@@ -123,6 +123,11 @@ class Preprocessing:
             **dataclasses.asdict(self.options),
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of ``to_dict``; see ``create`` for the errors."""
+        return create(values)
+
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of ``to_dict``: equal digests mean equal numbers."""
@@ -136,7 +141,7 @@ class Preprocessing:
     def geometry(self, height: int, width: int) -> Geometry:
         """The window of a native image of this size."""
         if isinstance(self.options, PaperOptions):
-            return geometry.centre_crop(height, width, self.options.crop, self.size)
+            return geometry.centre_crop(height, width, self.options.centre_crop, self.size)
         return geometry.pad_to_square(height, width, self.size)
 
     def apply(self, image: np.ndarray) -> Prepared:
@@ -210,22 +215,29 @@ def create(config: Mapping[str, Any]) -> Preprocessing:
             raise UserError(
                 f"config.preprocessing.{key} is no option of '{name}'; it has {', '.join(fields)}"
             )
-        _check_option(key, value, type(fields[key].default))
-    typed = {key: type(fields[key].default)(value) for key, value in values.items()}
+        _check_option(key, value, type(getattr(OPTIONS[name](), key)))
+    # a float option written as an integer is still the same option: equal digests
+    typed: dict[str, Any] = {
+        key: float(value) if isinstance(fields[key].default, float) else value
+        for key, value in values.items()
+    }
     return Preprocessing(name, size, version, OPTIONS[name](**typed))
 
 
-from_dict = create  # a stored dict and a config are the same thing
+def default_options(name: str, size: int) -> dict[str, Any]:
+    """What ``config.preprocessing`` starts from: a dict for ``create``."""
+    return create({"name": name, "size": size}).to_dict()
 
 
-def _check_option(key: str, value: Any, kind: type) -> None:
-    """One range for all: fractions lie in 0..1, except percent below 50 and crops in pixels."""
-    allowed = (int, float) if kind is float else (kind,)
+def _check_option(key: str, value: Any, kind: Any) -> None:
+    """One range for all: fractions lie in 0..1, except a percent below 50 and a crop in pixels."""
+    allowed: Any = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         raise UserError(f"config.preprocessing.{key}={value!r} must be a {kind.__name__}")
     if kind is bool:
         return
-    low, high = {"crop": (16, 1 << 16), "percentile": (0, 49)}.get(key, (0, 1))
+    bounds: dict[str, tuple[float, float]] = {"centre_crop": (16, 1 << 16), "percentile": (0, 49)}
+    low, high = bounds.get(key, (0.0, 1.0))
     if key in ("flatten_sigma", "fade"):
         low = 1e-3  # a Gaussian and a ramp need a width
     if not low <= value <= high:

@@ -94,7 +94,7 @@ def prepare_mask(mask: np.ndarray, geometry: Geometry, *, fill_contours: bool) -
     merged = np.ascontiguousarray(mask > 0).astype(np.uint8)
     if fill_contours:
         contours, _ = cv2.findContours(merged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        merged = cv2.drawContours(merged, contours, -1, color=1, thickness=cv2.FILLED)
+        cv2.drawContours(merged, contours, -1, color=1, thickness=cv2.FILLED)  # in place
     cropped = extract(merged, geometry, fill=0)
     resized = Image.fromarray(cropped).resize((geometry.size,) * 2, Image.Resampling.NEAREST)
     return np.asarray(resized, np.uint8)

@@ -35,7 +35,7 @@ def gather(arrays: Mapping[str, Array], indices: Array) -> dict[str, Array]:
     """Takes the rows of a batch out of resident arrays.
 
     Args:
-      arrays: ``PreparedSplit.arrays`` on the device: code [N, S, S], scale [N], offset [N] and
+      arrays: ``PreparedSplit.arrays()`` on the device: code [N, S, S], scale [N], offset [N] and
         perhaps mask [N, S, S].
       indices: int32 [B], in 0..N-1 (not checked under jit).
 

@@ -40,9 +40,7 @@ class _InOrder:
     def __getitem__(self, k: int) -> dict[str, np.ndarray]:
         step, place = divmod(int(k), len(self._share))
         epoch, within = divmod(step, self._per_epoch)
-        return self._rows[
-            int(self._order(epoch)[within * self._batch_size + self._share[place]])
-        ]
+        return self._rows[int(self._order(epoch)[within * self._batch_size + self._share[place]])]
 
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:
