@@ -59,11 +59,11 @@ def _left(rng: np.random.Generator, left_dominant: bool) -> list[Course]:
     fork = (rng.uniform(86, 95), rng.uniform(101, 106), 0.98)
     ostium = (rng.uniform(104, 112), rng.uniform(108, 116), rng.uniform(0.70, 0.80))
     out = [Course("LM", "", _path(ostium, (99, 108, 0.88), fork), 0.5, trunk=True, tortuosity=0.2)]
-    lad = [fork, (95, 88), (97, 70), (97, 52), (96, 36), (95, 20)]
+    lad: list[tuple[float, ...]] = [fork, (95, 88), (97, 70), (97, 52), (96, 36), (95, 20)]
     lad += [(95, 8)] if wrap < 0 else [(95, 7), (275, max(wrap, 3.0))]
     out.append(Course("LAD", "LM", _path(*lad), 0.42, at_end=True, trunk=True))
     steps = np.linspace(fork[0], end, 7)[1:]
-    lcx = [fork] + [(float(t), 103.0 - 4.0 * i / 6, 1.0) for i, t in enumerate(steps)]
+    lcx = [fork, *((float(t), 103.0 - 4.0 * i / 6, 1.0) for i, t in enumerate(steps))]
     lcx_radius = 0.75 if left_dominant else rng.uniform(0.34, 0.5)
     out.append(Course("LCx", "LM", _path(*lcx), lcx_radius, at_end=True, trunk=True))
     if rng.random() < 0.25:
@@ -119,7 +119,7 @@ def _septals(rng: np.random.Generator) -> list[Course]:
             (103, phi - 11, 0.95 - 0.6 * deep),
             (106, phi - 14, 0.93 - deep),
         )
-        course = Course(f"S{i + 1}", "LAD", control, rng.uniform(0.14, 0.24), tortuosity=0.4)
+        course = Course(f"S{i + 1}", "LAD", control, rng.uniform(0.10, 0.19), tortuosity=0.4)
         out.append(course)
     return out
 
@@ -136,14 +136,21 @@ def _inferior(rng: np.random.Generator, theta: float) -> tuple[Control, ...]:
 
 def _right(rng: np.random.Generator, left_dominant: bool) -> list[Course]:
     ostium = (rng.uniform(132, 142), rng.uniform(106, 114), rng.uniform(0.55, 0.68))
-    rca = [ostium, (142, 106, 0.82), (150, 103, 0.99), (165, 101), (184, 100), (206, 99)]
+    rca: list[tuple[float, ...]] = [
+        ostium,
+        (142, 106, 0.82),
+        (150, 103, 0.99),
+        (165, 101),
+        (184, 100),
+        (206, 99),
+    ]
     rca += [(226, 98)] if left_dominant else [(230, 98.5), (250, 98), (264, 98)]
     radius = 0.35 if left_dominant else 0.45
     out = [Course("RCA", "", _path(*rca), radius, trunk=True, tortuosity=0.8)]
     if not left_dominant:
         out.append(Course("PDA", "RCA", _inferior(rng, 266), rng.uniform(0.42, 0.52), at_end=True))
         far = rng.uniform(292, 318)
-        plv = [(264, 98), (274, 101), (287, 97), (0.5 * (290 + far), 88), (far, 74)]
+        plv = [(264, 98.0), (274, 101.0), (287, 97), (0.5 * (290 + far), 88), (far, 74)]
         plv += [(far + 4, rng.uniform(42, 60))]
         out.append(Course("PLV", "RCA", _path(*plv), rng.uniform(0.4, 0.5), at_end=True))
         for i, theta in enumerate(np.sort(rng.uniform(276, 296, rng.integers(0, 3)))):

@@ -69,7 +69,9 @@ def generate(task: Task) -> Sequence[base.Example]:
     ]
 
 
-class AngioSynthetic(base.AngioBuilder, skip_registration=True):
+class AngioSynthetic(  # type: ignore[call-arg]
+    base.AngioBuilder, skip_registration=True
+):
     """Procedural coronary angiograms (see README.md beside this file)."""
 
     name = "angio_synthetic"

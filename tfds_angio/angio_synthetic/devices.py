@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -46,7 +45,7 @@ def make_devices(rng: np.random.Generator, tree: CoronaryTree) -> Devices:
         wires.append(_guide_wire(rng, tree))
     if rng.random() < 0.12:
         wires += _sternal_wires(rng)
-    if rng.random() < 0.10:
+    if rng.random() < 0.07:
         wires += _pacemaker(rng, tree)
     if rng.random() < 0.20:
         wires += _surface_leads(rng)
@@ -94,11 +93,15 @@ def _guide_wire(rng: np.random.Generator, tree: CoronaryTree) -> Wire:
 def _sternal_wires(rng: np.random.Generator) -> list[Wire]:
     out = []
     for z in np.arange(-60, 90, 24.0) + rng.uniform(-8, 8):
-        t = np.linspace(0, 2 * np.pi, 16)
-        wide, tall = rng.uniform(9, 13), rng.uniform(5, 8)
-        loop = np.stack([-20 + wide * np.sin(t), -88 + 6 * np.cos(t), z + tall * np.cos(t)], axis=1)
-        twist = loop[-1] + np.array([[2.0, -1, 2], [-1, -1, 4], [2, -1, 6]])
-        out.append(Wire(spline(np.concatenate([loop, twist])), 0.4, 0.5))
+        # Round the breastbone, hence flat from the front, and bent by the surgeon's pliers.
+        t = np.linspace(0.0, 2 * np.pi, 12)
+        wide, deep, tilt = rng.uniform(8, 14), rng.uniform(5, 8), rng.normal(0, 0.25)
+        x, y = wide * np.sin(t), -deep * np.cos(t)
+        loop = np.stack([x, y, tilt * x + rng.uniform(0.1, 0.5) * y], axis=1)
+        loop[1:-1] += rng.normal(0, 0.9, (10, 3))
+        twist = loop[-1] + np.array([[1.5, -1, 1], [-1, -1, 2.0], [1, -1, 3.5]])
+        path = np.array([-8 + rng.normal(0, 2), -86, z]) + np.concatenate([loop, twist])
+        out.append(Wire(spline(path), 0.35, 0.45))
     return out
 
 
@@ -110,9 +113,9 @@ def _pacemaker(rng: np.random.Generator, tree: CoronaryTree) -> list[Wire]:
     top = cava + np.array([35.0, -20.0, 60.0])
     low = 0.5 * (inside + apex) - 12 * heart.frame[1]
     path = spline(np.stack([top, cava, inside, low, apex]))
-    out = [Wire(path, 0.8, 0.18)]
+    out = [Wire(path, 0.55, 0.2)]
     if rng.random() < 0.5:  # the shock coil of a defibrillator
-        out.append(Wire(path[-int(len(path) * 0.3) : -12], 1.4, 0.22))
+        out.append(Wire(path[-int(len(path) * 0.3) : -12], 1.2, 0.13))
     return out
 
 
@@ -157,11 +160,11 @@ class Shutter:
     """
 
     kind: str
-    margins: tuple[float, float, float, float]
+    margins: tuple[float, ...]
     corner: float
     softness: float
     leak: float
-    bars: tuple[float, float, float, float]
+    bars: tuple[float, ...]
 
 
 def make_shutter(rng: np.random.Generator, kinds: dict[str, float]) -> Shutter:
@@ -206,8 +209,7 @@ def field(shutter: Shutter, size: int) -> Image:
 
 def open_area(shutter: Shutter, size: int) -> NDArray[np.uint8]:
     """1 where the picture shows the patient, [size, size]."""
-    shown = (field(shutter, size) > 0.5).astype(np.uint8)
-    return cv2.bitwise_and(shown, bars(shutter, size))
+    return (field(shutter, size) > 0.5).astype(np.uint8) * bars(shutter, size)
 
 
 def bars(shutter: Shutter, size: int) -> NDArray[np.uint8]:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from tfds_angio.angio_synthetic import background, devices, imaging, projection
 from tfds_angio.angio_synthetic.projection import CArm, Discs
-from tfds_angio.angio_synthetic.tree import Array, CoronaryTree, grow_tree
+from tfds_angio.angio_synthetic.tree import STEP_MM, Array, CoronaryTree, grow_tree
 
 ANATOMY, FRAME = 1, 2  # streams of random numbers
 # Annotators outline what they can see: at least this much undiluted contrast across the vessel.
-VISIBLE_MM = 1.0
+VISIBLE_MM = 0.9
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def render_patient(seed: int, patient_index: int, *, size: int, views: int) -> l
 
     Args:
         seed: of the data set.
-        patient_index: 0, 1, …; even ones show the left, odd ones the right coronary system in
-            half of the cases (the left is seen more often, as in practice).
+        patient_index: 0, 1, …; two of five show the right coronary system, the others the left.
         size: side of the pictures in pixels.
         views: number of projections; more than the atlas has repeats them at other angles.
     """
@@ -111,27 +110,24 @@ def _beat(rng: np.random.Generator, tree: CoronaryTree) -> CoronaryTree:
     return replace(tree, branches=moved)
 
 
-def _arteries(
-    tree: CoronaryTree, bolus: imaging.Bolus, carm: CArm
-) -> tuple[Discs, NDArray[np.bool_]]:
-    """Discs of all arteries (heights: optical depth) and which of them are visible."""
-    parts, seen = [], []
+def _arteries(tree: CoronaryTree, bolus: imaging.Bolus, carm: CArm) -> tuple[Discs, Discs]:
+    """Discs of all arteries (heights: optical depth), and of the parts that can be seen."""
+    parts, visible = [], []
     for branch in tree.branches:
-        # The first part of a side branch lies inside its parent.
-        skip = 0
-        if branch.parent >= 0:
-            wide = tree.branches[branch.parent].radius[branch.parent_index]
-            skip = int(min(1.2 * wide, 2.0) / 0.5)
+        # The first part of a side branch lies inside its parent, if that goes on.
+        parent, skip = tree.branches[branch.parent], 0
+        if branch.parent >= 0 and branch.parent_index < len(parent.points) - 1:
+            skip = int(min(1.2 * parent.radius[branch.parent_index], 2.0) / STEP_MM)
         rows = slice(skip, None)
-        strength = bolus.strength(branch)[rows]
         radius, points = branch.radius[rows], branch.points[rows]
-        filled = projection.tube(carm, points, radius, bolus.per_mm * strength)
-        plain = projection.tube(carm, points, radius)
-        share = filled.height / np.maximum(plain.height * bolus.per_mm, 1e-9)
-        _, scale = carm.project(points[:1])
-        parts.append(filled)
-        seen.append(2 * plain.radius / scale[0] * share >= VISIBLE_MM)
-    return projection.join(parts), np.concatenate(seen)
+        density = bolus.per_mm * bolus.strength(branch)[rows]
+        parts.append(projection.tube(carm, points, radius, density))
+        # Without stenoses and streaming, so that a vessel stays outlined beyond them.
+        contrast = 2 * (branch.healthy * bolus.filling(branch))[rows]
+        last = int(np.count_nonzero(np.minimum.accumulate(contrast) >= VISIBLE_MM))
+        if last > 2:
+            visible.append(projection.tube(carm, points[:last], radius[:last]))
+    return projection.join(parts), projection.join(visible)
 
 
 def _render_view(
@@ -147,15 +143,16 @@ def _render_view(
     carm = _aim(rng, tree, angles, size)
     moved = _beat(rng, tree)
     bolus = imaging.make_bolus(rng, max(float(b.depth[-1]) for b in tree.branches if b.level < 2))
-    discs, seen = _arteries(moved, bolus, carm)
+    discs, visible = _arteries(moved, bolus, carm)
     arteries = projection.path_length(discs, size)
+    reflux = imaging.reflux(rng, carm, moved.branches[0], bolus)
     lumen = bolus.per_mm * float(rng.choice([0.25, 0.8, 1.0, 1.0]))
     catheter, wires = devices.device_depth(tools, carm, lumen)
-    depth = background.chest_depth(rng, chest, carm) + arteries + catheter + wires
+    dense = imaging.soften(arteries + reflux + catheter + wires)
+    depth = background.chest_depth(rng, chest, carm) + dense
     shutter = devices.make_shutter(rng, dict(look.shutters))
-    signal, _ = imaging.expose(rng, depth, devices.field(shutter, size), look)
+    signal = imaging.expose(rng, depth, devices.field(shutter, size), look)
     grey = imaging.display(rng, signal, look) * devices.bars(shutter, size)
-    visible = Discs(discs.xy[seen], discs.radius[seen], discs.height[seen])
     mask = projection.silhouette(visible, size) & devices.open_area(shutter, size)
     return Frame(
         image=grey.astype(np.uint8),

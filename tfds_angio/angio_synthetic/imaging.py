@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from tfds_angio.angio_synthetic.background import Image, noise_field
-from tfds_angio.angio_synthetic.tree import Array, Branch
+from tfds_angio.angio_synthetic.background import Image
+from tfds_angio.angio_synthetic.projection import Array, CArm, path_length, tube
+from tfds_angio.angio_synthetic.tree import Branch, unit
 
+LIMIT = 1.3  # optical depth that dense objects approach
 REFERENCE = 512  # scanner parameters are given in pixels of a 512 x 512 picture
 
 
@@ -29,7 +31,6 @@ class Look:
         level: grey level of the median.
         gain: contrast around the median.
         steps: grey levels that the export keeps.
-        lag: share of the previous frame's noise (temporal filter).
         shutters: probability of each kind of collimation.
     """
 
@@ -49,14 +50,14 @@ class Look:
 
 BLADES = (("none", 0.3), ("blades", 0.7), ("round", 0.0))
 OPEN = (("none", 0.75), ("blades", 0.25), ("round", 0.0))
-ROUND = (("none", 0.1), ("blades", 0.1), ("round", 0.8))
+ROUND = (("none", 0.2), ("blades", 0.2), ("round", 0.6))
 LOOKS = (
-    Look("c01", 210, 0.95, 0.62, 0.45, 0.55, 9, 0.90, 112, 1.0, 256, BLADES),
-    Look("c02", 260, 0.80, 0.60, 0.30, 0.35, 6, 1.05, 104, 1.1, 256, OPEN),
-    Look("c03", 150, 1.05, 0.70, 0.55, 0.80, 14, 0.80, 128, 0.95, 256, BLADES),
-    Look("c04", 320, 0.85, 0.66, 0.40, 0.25, 20, 1.00, 96, 1.25, 256, BLADES),
-    Look("c05", 170, 1.15, 0.75, 0.20, 0.30, 5, 0.85, 118, 1.0, 128, ROUND),
-    Look("c06", 230, 0.90, 0.58, 0.60, 0.60, 8, 0.75, 138, 0.85, 256, OPEN),
+    Look("c01", 210, 0.80, 0.62, 0.45, 0.55, 9, 0.90, 108, 1.0, 256, BLADES),
+    Look("c02", 270, 0.70, 0.60, 0.30, 0.35, 6, 1.05, 100, 1.1, 256, OPEN),
+    Look("c03", 210, 0.85, 0.70, 0.55, 0.80, 14, 0.80, 122, 0.95, 256, BLADES),
+    Look("c04", 320, 0.75, 0.66, 0.40, 0.25, 20, 1.00, 94, 1.12, 256, BLADES),
+    Look("c05", 190, 1.00, 0.75, 0.20, 0.30, 5, 0.85, 114, 1.0, 128, ROUND),
+    Look("c06", 240, 0.80, 0.58, 0.60, 0.60, 8, 0.75, 130, 0.85, 256, OPEN),
 )
 
 
@@ -80,19 +81,22 @@ class Bolus:
     streaming: float
     phase: float
 
-    def strength(self, branch: Branch) -> Array:
-        """Concentration [n] in 0..1 along a branch."""
+    def filling(self, branch: Branch) -> Array:
+        """Concentration [n] in 0..1 along a branch, falling, without streaming."""
         front = 1.0 / (1.0 + np.exp((branch.depth - self.front_mm) / self.width_mm))
-        behind = np.exp(-self.fade * branch.depth / 100.0)
+        return front * np.exp(-self.fade * branch.depth / 100.0)
+
+    def strength(self, branch: Branch) -> Array:
+        """Concentration [n] along a branch with streaming; at most 1.18."""
         streaks = np.sin(branch.depth / 9.0 + self.phase) + np.sin(branch.depth / 23.0 - self.phase)
-        return front * behind * (1.0 + self.streaming * 0.25 * streaks)
+        return self.filling(branch) * (1.0 + self.streaming * 0.25 * streaks)
 
 
 def make_bolus(rng: np.random.Generator, reach_mm: float) -> Bolus:
     """Contrast of one frame; reach_mm is the way to the farthest end of the tree."""
     filling = rng.uniform(0.45, 0.85) if rng.random() < 0.18 else rng.uniform(1.05, 1.5)
     return Bolus(
-        per_mm=float(rng.lognormal(np.log(0.105), 0.22)),
+        per_mm=float(rng.lognormal(np.log(0.112), 0.22)),
         front_mm=float(filling * reach_mm),
         width_mm=float(rng.uniform(3.0, 12.0)),
         fade=float(rng.uniform(0.05, 0.45)),
@@ -135,10 +139,8 @@ def vignette(rng: np.random.Generator, size: int) -> Image:
     )
 
 
-def expose(
-    rng: np.random.Generator, depth: Image, collimator: Image, look: Look
-) -> tuple[Image, float]:
-    """Detector signal [size, size], 1 at the median of the open field, and the noise there.
+def expose(rng: np.random.Generator, depth: Image, collimator: Image, look: Look) -> Image:
+    """Detector signal [size, size], 1 at the median of the patient.
 
     Args:
         rng: source of the quantum noise.
@@ -155,7 +157,7 @@ def expose(
     beam = blur(beam, look.blur * scale) * collimator
     photons = look.dose / scale**2  # a larger pixel collects more
     counts = poisson(rng, beam * np.float32(photons)) / np.float32(photons)
-    return blur(counts, look.detector * max(scale, 0.75)), photons
+    return blur(counts, look.detector * max(scale, 0.75))
 
 
 def display(rng: np.random.Generator, signal: Image, look: Look) -> Image:
@@ -163,8 +165,8 @@ def display(rng: np.random.Generator, signal: Image, look: Look) -> Image:
     scale = signal.shape[0] / REFERENCE
     grey = np.power(np.maximum(signal, 0.0), np.float32(look.gamma))
     grey = grey + np.float32(look.sharpen) * (grey - blur(grey, look.sharpen_px * scale))
-    level = look.level + rng.normal(0, 14)
-    gain = look.gain * rng.lognormal(0.0, 0.15)
+    level = look.level + rng.normal(0, 18)
+    gain = 1.08 * look.gain * rng.lognormal(0.0, 0.15)
     out = level * (1.0 + gain * (grey - 1.0))
     # Soft shoulder: bright lung saturates gradually.
     knee = 190.0
@@ -174,6 +176,23 @@ def display(rng: np.random.Generator, signal: Image, look: Look) -> Image:
     return np.clip(np.floor(out / levels) * levels, 0, 255).astype(np.float32)
 
 
-def blush(rng: np.random.Generator, size: int) -> Image:
-    """Faint contrast in the myocardium and in small veins [size, size], not negative."""
-    return np.maximum(noise_field(rng, size, 0.5, 1 / 16, 1.0), 0.0)
+def soften(depth: Image) -> Image:
+    """Effective depth [size, size] of dense objects: scatter and beam hardening limit it."""
+    return LIMIT * (1.0 - np.exp(-depth / LIMIT))
+
+
+def reflux(rng: np.random.Generator, carm: CArm, trunk: Branch, bolus: Bolus) -> Image:
+    """Optical depth [size, size] of contrast that spills from the ostium into the aortic sinus.
+
+    It occurs in about every third frame and belongs to the aorta, hence not to the mask.
+    """
+    if rng.random() > 0.35:
+        return np.zeros((carm.size, carm.size), np.float32)
+    at = np.linspace(0.0, 1.0, 16)[:, None]
+    outward = unit(trunk.points[0] - trunk.points[6] + rng.normal(0, 0.6, 3))
+    drift = np.cumsum(rng.normal(0, 0.25, (16, 3)), axis=0)
+    path = trunk.points[0] + at * rng.uniform(5, 13) * outward + drift
+    swell = trunk.radius[0] + at[:, 0] * rng.uniform(1.0, 4.0)
+    thin = bolus.per_mm * rng.uniform(0.15, 0.5) * (1.0 - at[:, 0]) ** 1.5
+    cloud = path_length(tube(carm, path, swell, thin), carm.size)
+    return blur(cloud, 0.8 * carm.size / carm.field_mm)

@@ -141,7 +141,7 @@ def tortuous(rng: np.random.Generator, points: Array, amount: float) -> Array:
     side = unit(np.cross(tangent, unit(np.array([0.3, 0.5, 0.8]) + rng.normal(0, 0.3, 3))))
     other = np.cross(tangent, side)
     s = np.arange(len(points)) * STEP_MM
-    ramp = np.clip(s / 12.0, 0.0, 1.0)
+    ramp = np.clip(s / 12.0, 0.0, 1.0) * (0.7 + 0.7 * s / s[-1])  # more towards the end
     shift = np.zeros_like(points)
     for direction in (side, other):
         wave = np.zeros_like(s)
@@ -162,7 +162,7 @@ def grow_tree(rng: np.random.Generator, side: str) -> CoronaryTree:
         side: ``left`` or ``right``.
     """
     heart = make_heart(rng)
-    tortuosity = float(np.clip(rng.lognormal(-0.75, 0.55), 0.12, 1.6))
+    tortuosity = float(np.clip(rng.lognormal(-0.5, 0.6), 0.15, 2.0))
     left_dominant = bool(rng.random() < 0.12)
     branches = _named_branches(rng, heart, side, left_dominant, tortuosity)
     for level, density in ((2, 1.0), (3, 0.55)):
@@ -238,7 +238,7 @@ def _twigs(
     for i, (p, s) in enumerate(zip(parents, starts)):
         points = paths[i][: max(int(length[i] / STEP_MM), 8)]
         depth = branches[p].depth[s] + np.arange(len(points)) * STEP_MM
-        ends = np.full(len(points), rng.uniform(0.10, 0.17))
+        ends = np.full(len(points), rng.uniform(0.11, 0.19))
         out.append(Branch("twig", level, p, s, points, ends, ends, depth))
     return out
 
