@@ -68,7 +68,9 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).replace("flag --", "").split())) from None
     if len(rest) > 1:
-        raise UserError(f"argument '{rest[1]}' is not understood. Overrides look like --config.seed=1")
+        raise UserError(
+            f"argument '{rest[1]}' is not understood. Overrides look like --config.seed=1"
+        )
     return rest
 
 

@@ -31,7 +31,7 @@ def data(name: str, size: str) -> Config:
             "name": f"{name}/{size}" if name == EMBEDDED_DATA else name,
             "dir": "data",  # where built data sets are kept
             "source": "",  # arcade, angio_folder: the folder or archive to build from
-            "options": Config(convert_dict=False),  # builder options
+            "options": "",  # of the builder, as in tfds_angio.build: "key=value key=value"
             "streaming": False,  # True: through Grain instead of resident on the device
             "workers": 0,  # processes for building, preprocessing, streaming; 0: all cores
         }
@@ -78,7 +78,9 @@ def training(arg: Config, *, view: str) -> Config:
         {
             "seed": 0,
             "data": data(arg.data, arg.size),
-            "preprocessing": preprocessing.default_options(arg.preset, side),
+            "preprocessing": Config(
+                preprocessing.create({"name": arg.preset, "size": side}).to_dict()
+            ),
             "views": views.default_options(view, side, preset=arg.preset),
             "model": model(arg.size),
             "accumulation": 1,  # passes a step; the batch is cut into this many

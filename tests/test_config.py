@@ -10,7 +10,9 @@ from tfds_angio.errors import UserError
 
 
 def test_arguments_have_the_type_of_their_default():
-    arg = lib.parse_arg("n=3,rate=1,on=true,size=b", n=1, rate=0.5, on=False, size=("a", "b"), s="x")
+    arg = lib.parse_arg(
+        "n=3,rate=1,on=true,size=b", n=1, rate=0.5, on=False, size=("a", "b"), s="x"
+    )
     assert arg.to_dict() == {"n": 3, "rate": 1.0, "on": True, "size": "b", "s": "x"}
     assert isinstance(arg.rate, float)
 

@@ -2,9 +2,8 @@
 
 import ml_collections
 
-import tfds_angio
-from cmunet_jax.config import suggestion
-from tfds_angio.base import AngioDataset
+from tfds_angio import options as option_parser
+from tfds_angio.base import AngioDataset, build, open_dataset
 from tfds_angio.errors import UserError
 
 EMBEDDED = "angio_synthetic"
@@ -19,20 +18,15 @@ def open_or_build(options: ml_collections.ConfigDict) -> AngioDataset:
     Raises:
       UserError: if the set is neither there nor can be built.
     """
-    family = options.name.split("/")[0]
-    if family not in tfds_angio.DATASETS:
-        near = suggestion(family, list(tfds_angio.DATASETS))
-        known = ", ".join(tfds_angio.DATASETS)
-        raise UserError(f"config.data.name='{options.name}' is not known{near} Known: {known}.")
-    if options.source or family == EMBEDDED:
-        return tfds_angio.build(
+    if options.source or options.name.split("/")[0] == EMBEDDED:
+        return build(
             options.name,
             data_dir=options.dir,
             source=options.source or None,
-            options=dict(options.options) or None,
+            options=option_parser.from_command_line(options.options.split()),
             workers=options.workers or None,
         )
-    return tfds_angio.open_dataset(options.name, data_dir=options.dir)
+    return open_dataset(options.name, data_dir=options.dir)
 
 
 def size_of(dataset: AngioDataset, split: str, *, key: str) -> int:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cmunet_jax.models.unet import UPSAMPLING
-from cmunet_jax.objectives import base
+from cmunet_jax.objectives import base, cmunet, scratch
 from cmunet_jax.objectives.cmunet import CMUNet
 from cmunet_jax.objectives.scratch import Scratch
 from tfds_angio.errors import UserError
@@ -19,8 +19,17 @@ from tfds_angio.errors import UserError
 OBJECTIVES = MappingProxyType({"scratch": Scratch, "cmunet": CMUNet})
 """Name in `config.objective.name` -> class."""
 
+PRESETS = MappingProxyType({"scratch": scratch.preset_options, "cmunet": cmunet.preset_options})
+"""Name in `config.objective.name` -> (preset) -> options."""
+
 DTYPES = ("float32", "bfloat16")
 _NOT_OPTIONS = ("name", "preset")
+
+
+def default_options(name: str, preset: str) -> dict[str, Any]:
+    """Returns `config.objective` for an objective and a preset; UserError if either is unknown."""
+    base.check_choice("name", name, tuple(OBJECTIVES))
+    return {"name": name, "preset": preset, **PRESETS[name](preset)}
 
 
 def create(config: Any) -> base.Objective:

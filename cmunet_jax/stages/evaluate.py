@@ -42,7 +42,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     )
     provenance = {
         "checkpoint": {
-            "path": str(loaded.path), "step": loaded.step, "digest": loaded.digest,
+            "path": str(loaded.path),
+            "step": loaded.step,
+            "digest": loaded.digest,
             "weights": segmenter.kind,
         },
         "preprocessing": loaded.preprocessing,

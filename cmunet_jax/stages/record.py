@@ -17,7 +17,14 @@ from tfds_angio.errors import UserError
 FILE = "config.json"
 _PACKAGES = ("cmunet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # Keys that do not change results: a resumed run may set them anew.
-_FREE = ("data.dir", "data.source", "data.workers", "log_every", "pictures_every", "checkpoint.keep")
+_FREE = (
+    "data.dir",
+    "data.source",
+    "data.workers",
+    "log_every",
+    "pictures_every",
+    "checkpoint.keep",
+)
 
 
 def versions() -> dict[str, str]:
@@ -49,7 +56,9 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
     try:
         before = json.loads(path.read_text())["config"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged. Move {workdir} away or choose another --workdir.") from None
+        raise UserError(
+            f"{path} is damaged. Move {workdir} away or choose another --workdir."
+        ) from None
     changed = [
         line
         for line in config_lib.differences(before, config_lib.to_dict(config))

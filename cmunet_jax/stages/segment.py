@@ -72,7 +72,7 @@ def restore(
       UserError: if there is no such checkpoint, it is damaged, or it does not segment.
     """
     config_lib.choose("config.weights", weights, ("ema", "raw"))
-    loaded = checkpoint.load(path, step=step)
+    loaded = checkpoint.load(path, step=int(step) if step.isdigit() else step)
     objective = objectives.create(config_lib.from_dict(loaded.config))
     if not isinstance(objective, Scratch):
         raise UserError(
@@ -81,10 +81,8 @@ def restore(
             f"--config.init_from={path}"
         )
     averaged = weights == "ema" and loaded.ema_params is not None
-    chosen = {
-        "params": loaded.ema_params if averaged else loaded.params,
-        "batch_stats": loaded.ema_batch_stats if averaged else loaded.batch_stats,
-    }
+    params, batch_stats = loaded.weights(ema=averaged)
+    chosen = {"params": params, "batch_stats": batch_stats}
     return Segmenter(
         forward=make_forward(objective, mesh),
         weights=jax.device_put(chosen, sharding.replicated(mesh)),

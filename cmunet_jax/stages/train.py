@@ -1,6 +1,7 @@
 """The train stage: pre-training and fine-tuning differ in objective, data and starting weights."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import optax
 
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
-from cmunet_jax.data import datasets, preprocessing, source
+from cmunet_jax.data import datasets, keys, preprocessing, source
 from cmunet_jax.evaluation import evaluator
 from cmunet_jax.objectives.base import Objective, Variables
 from cmunet_jax.stages import record, segment
@@ -23,7 +24,6 @@ from cmunet_jax.train.step import TrainStep, spec_of, views_at
 from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
 
-INIT_STREAM = 2
 IN_TRAINING_METRICS = ("dice", "iou", "precision", "recall")
 
 
@@ -32,7 +32,7 @@ class Inputs:
     """The data of a run: examples on the host, and how many there are."""
 
     dataset: AngioDataset
-    prepared: source.PreparedSplit
+    rows: source.PreparedSplit | source.OnTheFly
     preprocessing: preprocessing.Preprocessing
 
 
@@ -55,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     facts = {"data": {"name": inputs.dataset.name, "fingerprint": inputs.dataset.fingerprint}}
     if initial:
         facts["init_from"] = {"path": str(initial.path), "digest": initial.digest}
-    steps = _durations(config, len(inputs.prepared.ids))
+    steps = _durations(config, len(inputs.rows))
     state, tx, rate = _initial_state(config, objective, initial, steps, mesh)
     record.write(workdir, config, **facts)
     with checkpoint.Checkpointer(
@@ -101,11 +101,11 @@ def _load_inputs(config: ml_collections.ConfigDict, initial: checkpoint.Loaded |
         )
     if config.stage == "finetune" and config.eval_split:
         datasets.size_of(dataset, config.eval_split, key="eval_split")
-    prepared = source.prepare(
-        dataset, split, chain, ids=ids, with_masks=config.stage == "finetune",
-        workers=config.data.workers or None,
-    )
-    return Inputs(dataset, prepared, chain)
+    chosen = dict(ids=ids, with_masks=config.stage == "finetune")
+    if config.data.streaming:
+        return Inputs(dataset, source.OnTheFly(dataset, split, chain, **chosen), chain)
+    workers = config.data.workers or None
+    return Inputs(dataset, source.prepare(dataset, split, chain, workers=workers, **chosen), chain)
 
 
 def _durations(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
@@ -137,13 +137,15 @@ def _initial_state(
 ) -> tuple[TrainState, optax.GradientTransformation, optax.Schedule]:
     """Fresh variables, with the pre-trained ones put in where the config asks for it."""
     rate = optim.schedule(
-        config.optim, batch_size=config.batch_size, total_steps=steps["total"],
+        config.optim,
+        batch_size=config.batch_size,
+        total_steps=steps["total"],
         warmup_steps=steps["warmup"],
     )
     tx = optim.create(config.optim, rate)
     side = config.views.get("crop", config.preprocessing.size)
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    variables = jax.jit(objective.init, static_argnums=1)(key, (side, side, 1))
+    init = jax.jit(objective.init, static_argnums=1)
+    variables = init(keys.stream_key(config.seed, "init"), (side, side, 1))
     if initial:
         variables = _transfer(variables, initial)
     state = state_lib.create(variables, tx, ema=config.ema_decay > 0)
@@ -174,9 +176,9 @@ def _fit(
     mesh: jax.sharding.Mesh,
 ) -> int:
     """Puts the parts together and trains."""
-    size = len(inputs.prepared.ids)
+    size = len(inputs.rows)
     train_step = TrainStep(objective, tx, spec_of(config, size=size), mesh)
-    arrays = jax.device_put(inputs.prepared.arrays(), sharding.replicated(mesh))
+    arrays = _resident_arrays(config, inputs, mesh)
     hooks = loop.Hooks(
         log_every=steps["log"],
         eval_every=steps["eval"],
@@ -190,16 +192,31 @@ def _fit(
     with writers.create_writer(workdir, start_step=done) as writer:
         try:
             state = loop.fit(
-                train_step, state, _batches(config, inputs, arrays, mesh),
-                total_steps=steps["total"], hooks=hooks, checkpointer=checkpointer, writer=writer,
+                train_step,
+                state,
+                _batches(config, inputs, arrays, mesh),
+                total_steps=steps["total"],
+                hooks=hooks,
+                checkpointer=checkpointer,
+                writer=writer,
                 progress=progress.Progress(steps["total"], config.batch_size, start=done),
-                rate=rate, stage=config.stage,
+                rate=rate,
+                stage=config.stage,
             )
         except loop.Preempted as stop:
             print(f"Stopped by {stop} Run the same command to continue.")
             return loop.EXIT_PREEMPTED
     print(f"Done: {steps['total']:,} steps. Checkpoint: {workdir / 'checkpoints'}")
     return 0
+
+
+def _resident_arrays(
+    config: ml_collections.ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh
+) -> Any:
+    """The whole prepared set on every device, or nothing when streaming."""
+    if config.data.streaming:
+        return None
+    return jax.device_put(inputs.rows.arrays(), sharding.replicated(mesh))
 
 
 def _batches(
@@ -209,16 +226,19 @@ def _batches(
 
     def resident(start: int) -> Iterator[Any]:
         del start  # The step gathers its own batch from its number.
-        while True:
-            yield arrays
+        return itertools.repeat(arrays)
 
     def streamed(start: int) -> Iterator[Any]:
         rows = sharding.by_example(mesh)
-        for raw in source.stream(
-            inputs.prepared, seed=config.seed, batch_size=config.batch_size, start_step=start,
+        with source.stream(
+            inputs.rows,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=start,
             workers=config.data.workers,
-        ):
-            yield jax.device_put(raw, rows)
+        ) as batches:
+            for raw in batches:
+                yield jax.device_put(raw, rows)
 
     return streamed if config.data.streaming else resident
 
@@ -237,9 +257,15 @@ def _in_training_evaluator(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         result = evaluator.evaluate(
-            forward, segment.weights_of(state), inputs.dataset, config.eval_split,
-            inputs.preprocessing, ids=ids, batch_size=segment.round_up(config.batch_size, mesh),
-            metrics=IN_TRAINING_METRICS, progress=False,
+            forward,
+            segment.weights_of(state),
+            inputs.dataset,
+            config.eval_split,
+            inputs.preprocessing,
+            ids=ids,
+            batch_size=segment.round_up(config.batch_size, mesh),
+            metrics=IN_TRAINING_METRICS,
+            progress=False,
         )
         means = result.summary["metrics"]
         return {f"{config.eval_split}/{name}": float(means[name]["mean"]) for name in means}
@@ -259,7 +285,7 @@ def _picture_maker(
     def draw(state: TrainState, data: Any) -> dict[str, jax.Array]:
         made = views_at(objective.views, data, state.step, spec, sharding.by_example(mesh))
         few = jax.tree.map(lambda x: x[:4], made)
-        key = jax.random.key(spec.seed)
+        key = keys.stream_key(spec.seed, "pictures")
         context, _ = objective.prepare(state.variables, few, key, train=False)
         return objective.pictures(state.params, state.variables.state, few, context, key)
 
@@ -279,7 +305,7 @@ def _announce(
     print(
         f"{config.stage}: {config.objective.name} ({config.objective.preset}), U-Net width "
         f"{config.model.width}, {parameters / 1e6:.2f} M parameters, {start}\n"
-        f"data: {inputs.dataset.name} {config.data.split}, {len(inputs.prepared.ids)} images, "
+        f"data: {inputs.dataset.name} {config.data.split}, {len(inputs.rows)} images, "
         f"preprocessing {inputs.preprocessing.name} at {inputs.preprocessing.size}²\n"
         f"{steps['total']:,} steps of {config.batch_size} images on {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}; results in {workdir}",

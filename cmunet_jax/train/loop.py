@@ -18,7 +18,6 @@ from cmunet_jax.train.state import TrainState
 from cmunet_jax.train.step import Metrics, TrainStep
 from tfds_angio.errors import UserError
 
-
 # EX_TEMPFAIL: schedulers and wrappers know it as "run the same command again".
 EXIT_PREEMPTED = 75
 
@@ -195,8 +194,6 @@ class _FirstSteps:
         elif count == 3:
             jax.block_until_ready(totals)
             per_step = (time.perf_counter() - self._began) / 2
-            line = estimate.measured(
-                per_step, remaining=self._total - done, stage=self._stage
-            )
+            line = estimate.measured(per_step, remaining=self._total - done, stage=self._stage)
             if line:
                 print(line, flush=True)

@@ -10,7 +10,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from cmunet_jax.data import source, views
+from cmunet_jax.data import keys, source, views
 from cmunet_jax.objectives.base import SHARED_CONTEXT, Objective
 from cmunet_jax.train import sharding
 from cmunet_jax.train import state as state_lib
@@ -18,8 +18,6 @@ from cmunet_jax.train.state import TrainState
 
 Array = jax.Array
 Metrics = dict[str, tuple[Array, Array]]
-# Keys of the loss come from a stream of their own, apart from those of order and augmentation.
-LOSS_STREAM = 1
 
 
 @flax.struct.dataclass
@@ -174,7 +172,7 @@ def apply(
     batch_views: Any,
 ) -> tuple[TrainState, Metrics]:
     """Returns the state after one optimiser step on the given views, and the step's metrics."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), LOSS_STREAM), state.step)
+    key = jax.random.fold_in(keys.stream_key(spec.seed, "loss"), state.step)
     grads, obj_state, metrics = gradients(
         objective, state, batch_views, key, accumulation=spec.accumulation
     )
@@ -191,9 +189,7 @@ def apply(
         average = dict(decay=spec.ema_decay, step=state.step)
         new = new.replace(
             ema_params=state_lib.update_ema(state.ema_params, params, **average),
-            ema_batch_stats=state_lib.update_ema(
-                state.ema_batch_stats, new.batch_stats, **average
-            ),
+            ema_batch_stats=state_lib.update_ema(state.ema_batch_stats, new.batch_stats, **average),
         )
     metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones((), jnp.float32))
     return new, metrics
