@@ -12,20 +12,23 @@ import cv2
 import numpy as np
 
 _WORKING_SIZE = 256  # pixels; a border of 2 in 512 is just seen
+_BLACK = 0.4  # of ``darkness``: how dark a surround of any width must be
 
 
 def detect(image: np.ndarray, *, darkness: float, min_area: float) -> np.ndarray:
-    """Finds the field of view: everything but a dark surround connected to the image's edge.
+    """Finds the field of view: everything but a dark surround at the image's edge.
 
-    A surround is dark beside what lies next to it (a blade over a dark diaphragm) or beside the
-    image as a whole (the inner part of a wide border). The field is convex (blades are straight,
-    shutters round), so it is taken as the convex hull of what remains. Dark vessels and catheters
-    that touch the edge therefore stay inside.
+    Lungs, diaphragm and spine make dark regions at the edge too, with vessels in them. A surround
+    is either nearly as dark as the darkest thing in the image, or a narrow strip that is dark
+    beside what lies next to it. The field is convex (blades are straight, shutters round), so it
+    is taken as the convex hull of what remains; dark vessels and catheters that touch the edge
+    therefore stay inside.
 
     Args:
       image: float32 [S, S].
-      darkness: a surround is below this fraction of the way from the darkest level of the image
-        to the brightest of its neighbourhood, in 0..1.
+      darkness: a narrow strip is below this fraction of the way from the darkest level of the
+        image to the brightest of its neighbourhood, in 0..1; a wide surround is below 0.4 of that
+        on the way to the median of the centre.
       min_area: least credible area of the field as a fraction of the image, in 0..1; a smaller
         one is a failed detection and the whole image is returned.
 
@@ -41,7 +44,8 @@ def detect(image: np.ndarray, *, darkness: float, min_area: float) -> np.ndarray
     nearby = cv2.dilate(small, reach) - floor
     overall = np.median(small[quarter:-quarter, quarter:-quarter]) - floor
     height = small - floor
-    surround = _connected_to_edge((height < darkness * nearby) | (height < darkness / 3 * overall))
+    black = _connected_to_edge(height < _BLACK * darkness * overall)
+    surround = black | _strips(height < darkness * nearby, _WORKING_SIZE // 10)
     if not surround.any():
         return np.ones(image.shape, bool)
     field = _largest_component(_open(~surround))
@@ -59,6 +63,17 @@ def _connected_to_edge(region: np.ndarray) -> np.ndarray:
     _, labels = cv2.connectedComponents(region.astype(np.uint8), connectivity=8)
     rim = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return np.isin(labels, np.setdiff1d(rim, 0))
+
+
+def _strips(dark: np.ndarray, widest: int) -> np.ndarray:
+    """Dark runs that start at an edge of bool [S, S] and end within ``widest`` pixels."""
+    strips = np.zeros_like(dark)
+    for turns in range(4):
+        turned = np.rot90(dark, turns)
+        runs = np.logical_and.accumulate(turned[: widest + 1], axis=0)
+        runs &= ~runs[-1]  # one that goes on is anatomy
+        strips |= np.rot90(np.pad(runs, ((0, len(dark) - len(runs)), (0, 0))), -turns)
+    return strips
 
 
 def _open(region: np.ndarray) -> np.ndarray:
