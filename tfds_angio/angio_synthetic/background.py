@@ -257,7 +257,7 @@ def _organs(chest: Chest, source: Array, rays: NDArray[np.float32]) -> tuple[Ima
             lung += _left_over(air, [moment, *held]) / len(moments)
     for quadric in chest.gas:
         t0, t1 = quadric.interval(source, rays)
-        lung += 1.5 * (t1 - t0)
+        lung += 1.1 * (t1 - t0)
     bone = np.zeros(rays.shape[:2], np.float32)
     for quadric, density in chest.bones:
         t0, t1 = quadric.interval(source, rays)

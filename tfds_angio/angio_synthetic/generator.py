@@ -12,8 +12,9 @@ from tfds_angio.angio_synthetic.projection import CArm, Discs
 from tfds_angio.angio_synthetic.tree import STEP_MM, Array, CoronaryTree, grow_tree
 
 ANATOMY, FRAME = 1, 2  # streams of random numbers
-# Annotators outline what they can see: at least this much undiluted contrast across the vessel.
-VISIBLE_MM = 0.9
+# Annotators outline what they can see: arteries at least this optically deep across (0.9 mm wide
+# with the usual contrast medium).
+VISIBLE_DEPTH = 0.1
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,8 @@ def _arteries(tree: CoronaryTree, bolus: imaging.Bolus, carm: CArm) -> tuple[Dis
         density = bolus.per_mm * bolus.strength(branch)[rows]
         parts.append(projection.tube(carm, points, radius, density))
         # Without stenoses and streaming, so that a vessel stays outlined beyond them.
-        contrast = 2 * (branch.healthy * bolus.filling(branch))[rows]
-        last = int(np.count_nonzero(np.minimum.accumulate(contrast) >= VISIBLE_MM))
+        across = 2 * bolus.per_mm * (branch.healthy * bolus.filling(branch))[rows]
+        last = int(np.count_nonzero(np.minimum.accumulate(across) >= VISIBLE_DEPTH))
         if last > 2:
             visible.append(projection.tube(carm, points[:last], radius[:last]))
     return projection.join(parts), projection.join(visible)

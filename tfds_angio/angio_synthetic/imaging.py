@@ -96,7 +96,7 @@ def make_bolus(rng: np.random.Generator, reach_mm: float) -> Bolus:
     """Contrast of one frame; reach_mm is the way to the farthest end of the tree."""
     filling = rng.uniform(0.45, 0.85) if rng.random() < 0.18 else rng.uniform(1.05, 1.5)
     return Bolus(
-        per_mm=float(rng.lognormal(np.log(0.112), 0.22)),
+        per_mm=float(np.clip(rng.lognormal(np.log(0.115), 0.2), 0.085, 0.19)),
         front_mm=float(filling * reach_mm),
         width_mm=float(rng.uniform(3.0, 12.0)),
         fade=float(rng.uniform(0.05, 0.45)),
@@ -157,7 +157,7 @@ def expose(rng: np.random.Generator, depth: Image, collimator: Image, look: Look
     beam = blur(beam, look.blur * scale) * collimator
     photons = look.dose / scale**2  # a larger pixel collects more
     counts = poisson(rng, beam * np.float32(photons)) / np.float32(photons)
-    return blur(counts, look.detector * max(scale, 0.75))
+    return blur(counts, look.detector * scale)
 
 
 def display(rng: np.random.Generator, signal: Image, look: Look) -> Image:

@@ -162,7 +162,7 @@ def grow_tree(rng: np.random.Generator, side: str) -> CoronaryTree:
         side: ``left`` or ``right``.
     """
     heart = make_heart(rng)
-    tortuosity = float(np.clip(rng.lognormal(-0.5, 0.6), 0.15, 2.0))
+    tortuosity = float(np.clip(rng.lognormal(-0.4, 0.6), 0.15, 2.0))
     left_dominant = bool(rng.random() < 0.12)
     branches = _named_branches(rng, heart, side, left_dominant, tortuosity)
     for level, density in ((2, 1.0), (3, 0.55)):
@@ -265,7 +265,7 @@ def _wander(
     sideways = np.cross(normal, ahead)
     direction = unit(np.cos(heading)[:, None] * ahead + np.sin(heading)[:, None] * sideways)
     path = np.empty((count, steps, 3))
-    wiggle = 0.015 + 0.035 * tortuosity
+    wiggle = 0.02 + 0.045 * tortuosity
     for k in range(steps):
         path[:, k] = here
         turn = 0.88 * turn + rng.normal(0, wiggle, count)
