@@ -12,6 +12,7 @@ from concurrent import futures
 from multiprocessing import connection
 from typing import TypeVar
 
+import cv2
 from tqdm import auto as tqdm_auto
 
 from tfds_angio.errors import UserError
@@ -29,12 +30,13 @@ def default_workers() -> int:
     return max(1, os.cpu_count() or 1)
 
 
-def _leave_with_parent() -> None:
-    """Ends this worker when its parent is gone.
+def _start_worker() -> None:
+    """One OpenCV thread a worker; and the worker ends when its parent is gone.
 
     A worker blocked on its call queue does not notice that the parent was killed, because it
     holds the other end of the pipe itself; without this it would stay for ever.
     """
+    cv2.setNumThreads(1)  # the processes already fill the processors
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -50,8 +52,8 @@ def _progress(iterator: Iterator[Result], total: int, show: bool, label: str) ->
     bar = tqdm_auto.tqdm(total=total, desc=label, disable=not show, mininterval=0.5, unit="item")
     with bar:
         for result in iterator:
-            yield result
             bar.update()
+            yield result
 
 
 def _pool_map(
@@ -59,7 +61,7 @@ def _pool_map(
 ) -> Iterator[Result]:
     # spawn: the parent may already run JAX or OpenCV threads, which do not survive a fork.
     pool = futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_leave_with_parent
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     remaining = iter(items)
     waiting: collections.deque[futures.Future[Result]] = collections.deque()

@@ -1,0 +1,1 @@
+"""ARCADE: coronary angiograms with SYNTAX segments (Popov et al., 2024)."""
