@@ -18,7 +18,7 @@ CODE := cmunet_jax tfds_angio configs tests
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint format lock clean help
+.PHONY: demo test test-slow install lint format lock clean help
 
 demo: $(STAMP)  ## Pre-train, fine-tune and evaluate on synthetic data; the last line is the report
 	@$(PY) -m cmunet_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
@@ -28,6 +28,8 @@ test: $(STAMP)  ## Run the tests (PYTEST_ARGS='-k name' picks some)
 
 test-slow: $(STAMP)  ## Run the tests marked slow, which `make test` leaves out
 	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+install: $(STAMP)  ## Only make the virtual environment (ACCELERATOR=cuda or tpu for those)
 
 lint: $(STAMP)  ## Check style, formatting and types
 	$(PY) -m ruff check .

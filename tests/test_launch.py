@@ -1,0 +1,133 @@
+"""The files in launch/ are well formed, and do what they can be made to do without a cluster."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cmunet_jax import main
+from cmunet_jax.train import loop
+from tests.conftest import ROOT
+
+LAUNCH = ROOT / "launch"
+MANIFESTS = sorted(LAUNCH.glob("kubernetes/*.yaml"))
+SCRIPTS = [*sorted(LAUNCH.glob("*/*.sh")), *sorted(LAUNCH.glob("*/*.sbatch")), ROOT / ".ci" / "run"]
+TPU = LAUNCH / "tpu_vm" / "queued_resource.sh"
+SBATCH = LAUNCH / "slurm" / "train.sbatch"
+
+
+def _documents(path: pathlib.Path) -> list[dict]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda p: p.name)
+def test_manifest_is_valid_kubernetes(path):
+    for document in _documents(path):
+        kubernetes_validate.validate(document, "1.31", strict=True)
+
+
+def test_an_invalid_manifest_is_noticed():
+    (document,) = _documents(LAUNCH / "kubernetes" / "job-gpu.yaml")
+    document["spec"]["backofLimit"] = 3
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, "1.31", strict=True)
+
+
+@pytest.mark.parametrize("name", ["job-gpu.yaml", "job-tpu.yaml"])
+def test_jobs_act_on_the_exit_codes_of_main(name):
+    (job,) = _documents(LAUNCH / "kubernetes" / name)
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    actions = {r["action"]: r["onExitCodes"]["values"] for r in rules if "onExitCodes" in r}
+    assert actions == {"FailJob": [main.EXIT_USER_ERROR], "Ignore": [loop.EXIT_PREEMPTED]}
+    pod = job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # a pod failure policy needs it
+    mounts = {m["name"] for c in pod["containers"] for m in c["volumeMounts"]}
+    assert mounts == {volume["name"] for volume in pod["volumes"]}
+    config = next(a for a in pod["containers"][0]["args"] if a.startswith("--config="))
+    assert (ROOT / config.removeprefix("--config=")).is_file()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_script_parses(path):
+    done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_script_passes_shellcheck(path):
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def _fake(folder: pathlib.Path, name: str, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "{folder}/calls"\n{body}\n')
+    path.chmod(0o755)
+
+
+def _run(folder: pathlib.Path, *command, cwd=ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | env
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path) -> pathlib.Path:
+    """A folder that the batch script takes for a checkout; its Python exits with $STATUS."""
+    (tmp_path / "cmunet_jax").mkdir()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    _fake(tmp_path / "bin", "scontrol", "")
+    _fake(tmp_path / "bin", "srun", 'shift; exec "$@"')
+    _fake(tmp_path / ".venv" / "bin", "python", 'exit "${STATUS}"')
+    return tmp_path
+
+
+@pytest.mark.parametrize("status, requeued", [(0, False), (2, False), (75, True)])
+def test_batch_script_requeues_only_what_was_preempted(checkout, status, requeued):
+    job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", "STATUS": str(status)}
+    done = _run(checkout / "bin", SBATCH, "--config", "configs/x y.py", **job)
+    assert done.returncode == status
+    assert "-m cmunet_jax.main --config configs/x y.py" in (
+        checkout / ".venv" / "bin" / "calls"
+    ).read_text(encoding="utf-8")
+    assert ("scontrol requeue 7" in (checkout / "bin" / "calls").read_text()) == requeued
+
+
+def test_batch_script_names_a_folder_that_is_no_checkout(tmp_path):
+    done = _run(tmp_path, SBATCH, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="7")
+    assert done.returncode == 1 and "is not a checkout" in done.stderr
+
+
+def test_tpu_script_needs_a_name_and_a_zone(tmp_path):
+    done = _run(tmp_path, TPU, "create", NAME="", ZONE="z")
+    assert done.returncode == 2 and "set NAME" in done.stderr
+    assert _run(tmp_path, TPU, "dance", NAME="n", ZONE="z").returncode == 2
+
+
+def test_tpu_script_asks_for_what_was_said(tmp_path):
+    _fake(tmp_path / "bin", "gcloud", "")
+    done = _run(tmp_path / "bin", TPU, "create", NAME="n", ZONE="z", TYPE="v6e-1", SPOT="1")
+    assert done.returncode == 0, done.stderr
+    call = (tmp_path / "bin" / "calls").read_text()
+    assert "queued-resources create n --node-id n --accelerator-type v6e-1" in call
+    assert "--spot" in call and "--zone z" in call
+
+
+@pytest.mark.parametrize("state, status", [("ACTIVE", 0), ("FAILED", 1), ("SUSPENDED", 1)])
+def test_tpu_script_waits_until_the_request_is_decided(tmp_path, state, status):
+    first = f"[[ -e {tmp_path}/asked ]] && echo {state} || echo WAITING_FOR_RESOURCES"
+    _fake(tmp_path / "bin", "gcloud", f"{first}\ntouch {tmp_path}/asked")
+    done = _run(tmp_path / "bin", TPU, "wait", NAME="n", ZONE="z", POLL_SECONDS="0")
+    assert done.returncode == status
+    assert done.stdout.splitlines() == ["n: WAITING_FOR_RESOURCES", f"n: {state}"]
