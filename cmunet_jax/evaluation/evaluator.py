@@ -1,17 +1,14 @@
-"""Runs a segmentation network over a split and measures every image.
+"""Measures a segmentation network on every image of a split.
 
 The training loop and the evaluate stage both call `evaluate`, so what is watched during training
-and what is reported at the end have one definition. At any time only two batches are in memory.
-Threads read, restore and measure while the device computes; OpenCV, SciPy and scikit-image leave
-the interpreter lock, and forking a process that runs JAX is not safe.
+and what is reported at the end have one definition.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,76 +16,20 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cmunet_jax.data.preprocessing import Preprocessing
-from cmunet_jax.evaluation import statistics
+from cmunet_jax.evaluation import inference, statistics
+from cmunet_jax.evaluation.inference import Forward, Loaded, Reader, check_choice
 from cmunet_jax.evaluation.metrics import TABLE, Metric, Pair, Terms
 from cmunet_jax.evaluation.paper import PAPER_TABLE
 from cmunet_jax.evaluation.results import PICTURES, Evaluation, Picture, summarise, write
 from tfds_angio.base import AngioDataset, default_workers
 from tfds_angio.errors import UserError
 
-__all__ = ["Evaluation", "Prediction", "evaluate", "predict", "write"]
+__all__ = ["Evaluation", "evaluate", "write"]
 
 PROTOCOLS: Mapping[str, Mapping[str, Metric]] = {"fixed": TABLE, "paper": PAPER_TABLE}
-RESOLUTIONS = ("native", "network")
 RANKING = "dice"
 
-Forward = Callable[[Any, Any], Any]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says about one image, beside the truth.
-
-    Attributes:
-        id: of the image.
-        patient: '' if unknown.
-        centre: '' if unknown.
-        image: uint8 [H, W] as a person looks at it.
-        truth: bool [H, W].
-        margin: artery logit minus background logit, float32 [H, W]; NaN where the network has
-            not seen the image (a preprocessing may crop).
-    """
-
-    id: str
-    patient: str
-    centre: str
-    image: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
-    margin: NDArray[np.float32]
-
-    @property
-    def covered(self) -> NDArray[np.bool_]:
-        """Where the network has seen the image, bool [H, W]."""
-        return ~np.isnan(self.margin)
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """Artery where its logit is the larger one; background where nothing was seen."""
-        return np.greater(self.margin, 0, where=self.covered, out=np.zeros(self.margin.shape, bool))
-
-
-def predict(
-    forward: Forward,
-    variables: Any,
-    dataset: AngioDataset,
-    split: str,
-    preprocessing: Preprocessing,
-    *,
-    ids: Sequence[str] | None = None,
-    batch_size: int = 8,
-    resolution: str = "native",
-    workers: int | None = None,
-) -> Iterator[Prediction]:
-    """Yields the prediction for each image, in the order of `ids` or of the split.
-
-    Args and errors as in `evaluate`.
-    """
-    _check_choice("resolution", resolution, RESOLUTIONS)
-    positions = _positions(dataset, split, ids)
-    with ThreadPoolExecutor(workers or default_workers()) as pool:
-        reader = _Reader(dataset, split, preprocessing, resolution)
-        for loaded, logits in _forwarded(forward, variables, reader, positions, batch_size, pool):
-            yield loaded.finish(logits)
+Measured = tuple[dict[str, Any], dict[str, Terms]]
 
 
 def evaluate(
@@ -106,7 +47,6 @@ def evaluate(
     protocol: str = "fixed",
     progress: bool = True,
     pictures: bool = True,
-    level: float = statistics.LEVEL,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
 ) -> Evaluation:
@@ -128,7 +68,6 @@ def evaluate(
         protocol: 'fixed' (`metrics.TABLE`) or 'paper' (`paper.PAPER_TABLE`).
         progress: whether to show a bar.
         pictures: whether to keep the best, median and worst case (one more batch).
-        level: coverage of the intervals.
         resamples: bootstrap draws.
         seed: of the bootstrap.
 
@@ -136,31 +75,24 @@ def evaluate(
         UserError: an unknown metric, protocol, resolution or id; no images; an image without a
             mask; a network that gives NaN.
     """
-    _check_choice("protocol", protocol, tuple(PROTOCOLS))
-    _check_choice("resolution", resolution, RESOLUTIONS)
-    table = _select(PROTOCOLS[protocol], metrics)
-    positions = _positions(dataset, split, ids)
-    reader = _Reader(dataset, split, preprocessing, resolution)
+    table = _select(protocol, metrics)
+    reader = Reader(dataset, split, preprocessing, resolution)
+    positions = reader.positions(ids)
     with ThreadPoolExecutor(workers or default_workers()) as pool:
-        forwarded = _forwarded(forward, variables, reader, positions, batch_size, pool)
-        measured = list(
-            tqdm(
-                _in_order(forwarded, table, pool, ahead=2 * batch_size),
-                total=len(positions),
-                desc=f"evaluate {split}",
-                unit="image",
-                disable=not progress,
-                mininterval=0.5,
+
+        def run(chosen: Sequence[int]) -> Iterator[tuple[Loaded, NDArray[np.float32]]]:
+            return inference.run(
+                forward, variables, reader, chosen, batch_size=batch_size, pool=pool
             )
-        )
-        rows, terms = [row for row, _ in measured], [term for _, term in measured]
+
+        measured = _in_order(run(positions), table, pool, ahead=2 * batch_size)
+        bar = {"total": len(positions), "desc": f"evaluate {split}", "unit": "image"}
+        rows, terms = zip(*tqdm(measured, disable=not progress, mininterval=0.5, **bar))
         chosen = _chosen(rows, table) if pictures else {}
-        forwarded = _forwarded(
-            forward, variables, reader, [positions[at] for at in chosen.values()], batch_size, pool
-        )
+        outputs = run([positions[at] for at in chosen.values()]) if chosen else iter(())
         shown = {
-            name: _picture(rows[at], loaded.finish(logits))
-            for (name, at), (loaded, logits) in zip(chosen.items(), forwarded, strict=True)
+            name: _picture(rows[at], loaded, logits)
+            for (name, at), (loaded, logits) in zip(chosen.items(), outputs, strict=True)
         }
     summary = {
         "protocol": protocol,
@@ -170,112 +102,20 @@ def evaluate(
         "subset": ids is not None,
         "preprocessing": preprocessing.to_dict(),
     } | summarise(
-        rows,
-        terms,
-        table,
-        protocol=protocol,
-        batch_size=batch_size,
-        level=level,
-        resamples=resamples,
-        seed=seed,
+        rows, terms, table, protocol=protocol, batch_size=batch_size, resamples=resamples, seed=seed
     )
-    return Evaluation(rows, summary, shown)
-
-
-# ------------------------------------------------------------------------- reading, predicting
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """One image on its way through the network; see `Prediction`."""
-
-    example: Mapping[str, Any]
-    network_input: NDArray[np.float32]
-    image: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
-    restore: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-    def finish(self, logits: NDArray[np.float32]) -> Prediction:
-        """Prediction from the logits float32 [S, S, 2]."""
-        if not np.isfinite(logits).all():
-            raise UserError(
-                f"the network gives NaN or infinity for image {self.example['id']}: "
-                "its training has diverged, use an earlier checkpoint or a lower learning rate"
-            )
-        margin = self.restore(logits[..., 1:] - logits[..., :1])[..., 0]
-        return Prediction(
-            id=self.example["id"],
-            patient=self.example["patient"],
-            centre=self.example["centre"],
-            image=self.image,
-            truth=self.truth,
-            margin=margin,
-        )
-
-
-class _Reader:
-    """Position in a split -> `_Loaded`; used from several threads."""
-
-    def __init__(
-        self, dataset: AngioDataset, split: str, preprocessing: Preprocessing, resolution: str
-    ):
-        self.name = f"{dataset.name} {split}"
-        self.source = dataset.source(split)
-        self.preprocessing = preprocessing
-        self.native = resolution == "native"
-
-    def __call__(self, position: int) -> _Loaded:
-        example = self.source[position]
-        if not example["has_mask"]:
-            raise UserError(
-                f"{self.name}: image {example['id']} has no mask, so there is nothing to compare "
-                "with: evaluate a labelled split (val or test)"
-            )
-        prepared = self.preprocessing.apply(example["image"])
-        values, geometry = prepared.float(), prepared.geometry
-        if self.native:
-            image, truth = example["image"][..., 0], example["mask"][..., 0]
-        else:
-            image = np.clip(128 + 51 * values, 0, 255).astype(np.uint8)  # ±2.5 sigma
-            truth = self.preprocessing.apply_mask(example["mask"], geometry)
-
-        def restore(margin: NDArray[np.float32]) -> NDArray[np.float32]:
-            if not self.native:
-                return margin
-            return self.preprocessing.restore(margin, geometry, fill=float("nan"))
-
-        return _Loaded(example, values, np.asarray(image), np.asarray(truth) != 0, restore)
-
-
-def _forwarded(
-    forward: Forward,
-    variables: Any,
-    reader: _Reader,
-    positions: Sequence[int],
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-) -> Iterator[tuple[_Loaded, NDArray[np.float32]]]:
-    """(image, logits [S, S, 2]) in order; the next batch is read while the device computes."""
-    batches = [positions[at : at + batch_size] for at in range(0, len(positions), batch_size)]
-    upcoming = [pool.submit(reader, position) for position in batches[0]] if batches else []
-    for following in [*batches[1:], []]:
-        batch = [future.result() for future in upcoming]
-        upcoming = [pool.submit(reader, position) for position in following]
-        images = np.stack([loaded.network_input for loaded in batch])[..., None]
-        padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
-        logits = forward(variables, np.pad(images, padding, mode="edge"))
-        yield from zip(batch, np.asarray(logits, np.float32))
+    return Evaluation(list(rows), summary, shown)
 
 
 def _in_order(
-    forwarded: Iterator[tuple[_Loaded, NDArray[np.float32]]],
+    forwarded: Iterator[tuple[Loaded, NDArray[np.float32]]],
     table: Mapping[str, Metric],
     pool: ThreadPoolExecutor,
     *,
     ahead: int,
-) -> Iterator[tuple[dict[str, Any], dict[str, Terms]]]:
+) -> Iterator[Measured]:
     """Measures in the pool, at most `ahead` images before the one that is asked for."""
-    pending: deque[Future[tuple[dict[str, Any], dict[str, Terms]]]] = deque()
+    pending: deque[Future[Measured]] = deque()
     for loaded, logits in forwarded:
         pending.append(pool.submit(_measure, loaded, logits, table))
         if len(pending) > ahead:
@@ -284,13 +124,12 @@ def _in_order(
         yield pending.popleft().result()
 
 
-def _measure(
-    loaded: _Loaded, logits: NDArray[np.float32], table: Mapping[str, Metric]
-) -> tuple[dict[str, Any], dict[str, Terms]]:
+def _measure(loaded: Loaded, logits: NDArray[np.float32], table: Mapping[str, Metric]) -> Measured:
     """The row of one image and the terms of its metrics."""
     prediction = loaded.finish(logits)
     covered = prediction.covered
-    pair = Pair(prediction.truth, prediction.mask, margin=prediction.margin, covered=covered)
+    margin = prediction.margin if "ce" in table else None
+    pair = Pair(prediction.truth, prediction.mask, margin=margin, covered=covered)
     hits, height, width = pair.hits, *pair.shape
     union = pair.truth.area + pair.prediction.area - hits
     row = {
@@ -312,34 +151,15 @@ def _measure(
     return row, {name: metric.terms(pair) for name, metric in table.items() if metric.poolable}
 
 
-# ----------------------------------------------------------------------------------- choosing
-
-
-def _check_choice(what: str, given: str, known: Sequence[str]) -> None:
-    if given not in known:
-        raise UserError(f"{what} {given!r} is unknown: choose one of {', '.join(known)}")
-
-
-def _select(table: Mapping[str, Metric], names: Iterable[str] | None) -> dict[str, Metric]:
+def _select(protocol: str, names: Iterable[str] | None) -> dict[str, Metric]:
+    check_choice("protocol", protocol, tuple(PROTOCOLS))
+    table = PROTOCOLS[protocol]
     chosen = list(table) if names is None else list(dict.fromkeys(names))
     for name in chosen:
-        _check_choice("metric", name, tuple(table))
+        check_choice("metric", name, tuple(table))
     if not chosen:
         raise UserError(f"metrics is empty: choose from {', '.join(table)}")
     return {name: table[name] for name in chosen}
-
-
-def _positions(dataset: AngioDataset, split: str, ids: Sequence[str] | None) -> list[int]:
-    known = {identifier: at for at, identifier in enumerate(dataset.ids(split))}
-    wanted = list(known) if ids is None else list(ids)
-    if not wanted:
-        raise UserError(f"{dataset.name} {split}: no images to evaluate; choose another split")
-    for identifier in wanted:
-        if identifier not in known:
-            raise UserError(f"{dataset.name}: split {split} holds no image {identifier!r}")
-    if len(set(wanted)) != len(wanted):
-        raise UserError(f"{dataset.name} {split}: an image is listed twice among the ids")
-    return [known[identifier] for identifier in wanted]
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]], table: Mapping[str, Metric]) -> dict[str, int]:
@@ -350,5 +170,6 @@ def _chosen(rows: Sequence[Mapping[str, Any]], table: Mapping[str, Metric]) -> d
     return dict(zip(PICTURES, (order[0], order[len(order) // 2], order[-1])))
 
 
-def _picture(row: Mapping[str, Any], prediction: Prediction) -> Picture:
+def _picture(row: Mapping[str, Any], loaded: Loaded, logits: NDArray[np.float32]) -> Picture:
+    prediction = loaded.finish(logits)
     return Picture(row, prediction.image, prediction.truth, prediction.mask)

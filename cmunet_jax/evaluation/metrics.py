@@ -107,10 +107,11 @@ def _binary(mask: ArrayLike, name: str) -> Mask:
 
 def _cross_entropy_terms(truth: Mask, margin: ArrayLike, covered: ArrayLike | None) -> Terms:
     logit = np.asarray(margin, np.float64)
+    if covered is not None:
+        where = np.asarray(covered, bool)
+        truth, logit = truth[where], logit[where]
     # −log softmax of the true class, written so that no logit overflows.
     loss = np.logaddexp(0.0, np.where(truth, -logit, logit))
-    if covered is not None:
-        loss = loss[np.asarray(covered, bool)]
     return float(loss.sum()), float(loss.size)
 
 

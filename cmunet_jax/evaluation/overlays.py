@@ -26,7 +26,14 @@ from cmunet_jax.evaluation.results import Picture
 AGREED, ADDED, MISSED = (0.34, 0.71, 0.91), (0.84, 0.37, 0.0), (0.94, 0.89, 0.26)
 OPACITY = 0.7
 _DPI = 100
-_SUBTITLE = ("iou", "precision", "recall", "cldice", "hd95")
+_SUBTITLE: Mapping[str, str] = {
+    "iou": "IoU {:.3f}",
+    "precision": "precision {:.3f}",
+    "recall": "recall {:.3f}",
+    "cldice": "clDice {:.3f}",
+    "hausdorff_modified": "modified Hausdorff {:.1f} px",
+    "hd95": "HD95 {:.1f} px",
+}
 
 
 def colour(picture: Picture) -> NDArray[np.uint8]:
@@ -92,10 +99,10 @@ def _label(figure: Figure, row: Mapping[str, Any], rank: str) -> None:
     # Ids are the user's: no character of theirs may start a formula.
     text: Mapping[str, Any] = {"x": 0.008, "ha": "left", "va": "top", "parse_math": False}
     figure.text(y=1 - 0.12 / height, s="  ·  ".join(words), fontsize=16, weight="bold", **text)
-    values = [f"{key} {row[key]:.3f}" for key in _SUBTITLE if key in row]
+    values = [text.format(row[key]) for key, text in _SUBTITLE.items() if key in row]
     if row.get("empty"):
         values.append(f"empty: {row['empty']}")
-    figure.text(y=1 - 0.48 / height, s="    ".join(values), fontsize=12, color="0.3", **text)
+    figure.text(y=1 - 0.48 / height, s="   ·   ".join(values), fontsize=12, color="0.3", **text)
     handles = [
         Line2D([], [], color=MISSED, linewidth=3, label="truth"),
         Line2D([], [], color=ADDED, linewidth=3, label="prediction"),

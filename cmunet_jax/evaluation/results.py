@@ -79,7 +79,6 @@ def summarise(
     *,
     protocol: str,
     batch_size: int,
-    level: float = statistics.LEVEL,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -91,15 +90,12 @@ def summarise(
         table: the metrics that were measured.
         protocol: 'fixed' or 'paper'.
         batch_size: of the column `batch_pooled`.
-        level: coverage of the intervals.
         resamples: bootstrap draws.
         seed: of the draws.
     """
     clusters = statistics.cluster([row["patient"] for row in rows])
     values = np.array([[row[name] for name in table] for row in rows], np.float64)
-    low, high = statistics.bootstrap_intervals(
-        values, clusters, level=level, resamples=resamples, seed=seed
-    )
+    low, high = statistics.bootstrap_intervals(values, clusters, resamples=resamples, seed=seed)
     batches = [range(at, min(at + batch_size, len(rows))) for at in range(0, len(rows), batch_size)]
     metrics = {}
     for column, (name, metric) in enumerate(table.items()):
@@ -132,7 +128,7 @@ def summarise(
             f"{batch_size} as one, mean over batches"
         ),
         "interval": {
-            "level": level,
+            "level": statistics.LEVEL,
             "method": "percentile bootstrap of the mean over images",
             "resampled": clusters.unit,
             "resamples": resamples,

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tfds_angio.errors import UserError
+
 LEVEL = 0.95
 RESAMPLES = 10_000
 _CHUNK = 1 << 21  # numbers drawn at a time
@@ -169,15 +171,21 @@ def paired_difference(
         seed: of both.
 
     Raises:
-        ValueError: the ids differ, repeat, or a value is not finite.
+        UserError: the ids differ, repeat, or a value is not finite.
     """
     by_id = {row["id"]: row for row in rows_b}
     ids = [row["id"] for row in rows_a]
     if len(set(ids)) != len(ids) or len(by_id) != len(rows_b) or set(ids) != set(by_id):
-        raise ValueError("paired_difference needs two evaluations of the same images, each once")
+        raise UserError(
+            "the two evaluations are not of the same images, each once: evaluate both checkpoints "
+            "on the same split of the same data set"
+        )
     difference = np.array([float(row[metric]) - float(by_id[row["id"]][metric]) for row in rows_a])
     if not len(ids) or not np.isfinite(difference).all():
-        raise ValueError(f"{metric}: no images, or a value that is not finite")
+        raise UserError(
+            f"{metric} has no images or infinite values, so there is no mean difference: compare "
+            "evaluations of protocol 'fixed', whose values are all finite"
+        )
     clusters = cluster([row["patient"] for row in rows_a])
     low, high = bootstrap_intervals(
         difference, clusters, level=level, resamples=resamples, seed=seed
