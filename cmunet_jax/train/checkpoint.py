@@ -278,7 +278,9 @@ class Checkpointer:
         )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._opened = ocp.CheckpointManager(self.directory, options=options)
+            self._opened = ocp.CheckpointManager(
+                self.directory, options=options, handler_registry=store.handlers()
+            )
         except OSError as error:
             raise UserError(
                 f"cannot write checkpoints to {self.directory}: {store.reason(error)}. "

@@ -1,5 +1,6 @@
 """metrics.jsonl: every scalar of a run, one JSON object a line, exact across interruptions."""
 
+import errno
 import json
 import logging
 import math
@@ -43,7 +44,7 @@ class JsonLinesWriter(Sink):
             # The evaluation at the restored step may be repeated; its rows must not be.
             self._known = {k for row in rows if row["step"] == start_step for k in row}
             _replace(self._path, "".join(json.dumps(row) + "\n" for row in rows))
-            self._file = open(self._path, "a", encoding="utf-8")
+            self._file = open(self._path, "ab", buffering=0)
         except OSError as error:
             raise self._failure(error) from error
 
@@ -58,10 +59,13 @@ class JsonLinesWriter(Sink):
             row = {name: value for name, value in row.items() if name not in self._known}
         if not row:
             return
+        line = (json.dumps({"step": int(step)} | row, allow_nan=False) + "\n").encode()
+        size = self._file.tell()
         try:
-            self._file.write(json.dumps({"step": int(step)} | row, allow_nan=False) + "\n")
-            self._file.flush()
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            self._file.truncate(size)  # No half a row.
             raise self._failure(error) from error
 
     def close(self) -> None:

@@ -244,7 +244,7 @@ def format_report(report: Report, *, width: int = 88) -> str:
             table.add_row(title, "nothing", "0", "0", "0")
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines()).rstrip()
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
 
 
 def _groups(report: Report, kind: str) -> dict[str, tuple[int, int, int]]:
