@@ -26,7 +26,8 @@ def sample_box(
     area: tuple[float, float],
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[Array, Array, Array, Array]:
-    """Draws the box of a RandomResizedCrop: (top, left, height, width) in pixels, float32.
+    """Draws the box of a RandomResizedCrop: four float32 scalars in pixels,
+    (top, left, height, width).
 
     The area is uniform, the aspect ratio (width / height) log-uniform, the place uniform among
     those inside of the image. Where torchvision draws again until the box fits, the aspect ratio
@@ -54,7 +55,7 @@ def sample_box(
 def random_resized_crop(
     key: Array,
     image: Array,
-    mask: Array | None = None,
+    mask: Array | None,
     *,
     size: int,
     area: tuple[float, float] = (0.2, 1.0),
@@ -66,8 +67,8 @@ def random_resized_crop(
 
     Args:
       key: jax key.
-      image: float32 [S, S, 1].
-      mask: int32 [S, S].
+      image: float32 [S, S, 1], any range.
+      mask: int32 [S, S], 0 or 1, or None.
       size: side of the result in pixels.
       area: range of the box's area as a fraction of the image, in (0, 1].
       aspect: range of its width / height, log-uniform.
@@ -79,12 +80,12 @@ def random_resized_crop(
 def random_flip(
     key: Array,
     image: Array,
-    mask: Array | None = None,
+    mask: Array | None,
     *,
     horizontal: float = 0.5,
     vertical: float = 0.0,
 ) -> tuple[Array, Array | None]:
-    """Mirrors left-right and top-bottom with the given probabilities, in 0..1."""
+    """Mirrors [S, S, 1] and mask [S, S] left-right and top-bottom, with probabilities in 0..1."""
     key_h, key_v = jax.random.split(key)
     flip_h = jax.random.bernoulli(key_h, horizontal)
     flip_v = jax.random.bernoulli(key_v, vertical)
@@ -97,9 +98,12 @@ def random_flip(
 
 
 def random_rot90(
-    key: Array, image: Array, mask: Array | None = None, *, probability: float = 1.0
+    key: Array, image: Array, mask: Array | None, *, probability: float = 1.0
 ) -> tuple[Array, Array | None]:
-    """Rotates by 0, 90, 180 or 270 degrees, all equally likely, with ``probability`` in 0..1."""
+    """Rotates [S, S, 1] and mask [S, S] by 0, 90, 180 or 270 degrees, all equally likely.
+
+    With ``probability`` in 0..1; otherwise they stay.
+    """
     key_apply, key_turns = jax.random.split(key)
     turns = jax.random.randint(key_turns, (), 0, 4)
     turns = jnp.where(jax.random.bernoulli(key_apply, probability), turns, 0)
@@ -115,7 +119,7 @@ def random_rot90(
 def random_affine(
     key: Array,
     image: Array,
-    mask: Array | None = None,
+    mask: Array | None,
     *,
     degrees: float = 15.0,
     scale: tuple[float, float] = (0.85, 1.2),
@@ -127,8 +131,8 @@ def random_affine(
 
     Args:
       key: jax key.
-      image: float32 [S, S, 1].
-      mask: int32 [S, S].
+      image: float32 [S, S, 1], any range.
+      mask: int32 [S, S], 0 or 1, or None.
       degrees: the angle is uniform in ±degrees.
       scale: range of the magnification, log-uniform, > 0.
       shift: rows and columns move by up to ±shift of the side.
@@ -166,7 +170,7 @@ def random_blur(
     probability: float = 0.5,
     radius: int = 6,
 ) -> Array:
-    """Gaussian blur with sigma uniform in the range (pixels), with ``probability`` in 0..1.
+    """Gaussian blur of [S, S, 1], sigma uniform in the range (pixels), ``probability`` in 0..1.
 
     The kernel has a fixed radius in pixels (three of the largest sigma are enough) and is
     normalised; the border is mirrored.
@@ -192,7 +196,7 @@ def _sum_of(terms: Iterable[Array]) -> Array:
 def random_noise(
     key: Array, image: Array, *, fraction: float = 0.1, probability: float = 0.5
 ) -> Array:
-    """Adds Gaussian noise with sigma = max(image) * fraction, with ``probability`` in 0..1.
+    """Adds noise to [S, S, 1]: Gaussian, sigma = max(image) * fraction, ``probability`` in 0..1.
 
     The released rule (sigma = max / 10) for a standardised image, whose maximum is positive; an
     image without positive values gets none.
@@ -203,14 +207,14 @@ def random_noise(
 
 
 def random_brightness(key: Array, image: Array, *, delta: float = 0.2) -> Array:
-    """Adds a constant uniform in ±delta, in standard deviations of the image."""
+    """Adds to [S, S, 1] a constant uniform in ±delta; delta >= 0 has the unit of the image."""
     return image + jax.random.uniform(key, minval=-delta, maxval=delta)
 
 
 def random_contrast(
     key: Array, image: Array, *, factor: tuple[float, float] = (0.8, 1.25)
 ) -> Array:
-    """Scales the deviations from the image's mean by a log-uniform factor of the range (> 0)."""
+    """Scales deviations of [S, S, 1] from its mean by a log-uniform factor of the range (> 0)."""
     low, high = math.log(factor[0]), math.log(factor[1])
     gain = jnp.exp(jax.random.uniform(key, minval=low, maxval=high))
     mean = image.mean()
@@ -220,7 +224,7 @@ def random_contrast(
 def random_gamma(
     key: Array, image: Array, *, gamma: tuple[float, float] = (0.8, 1.25), probability: float = 0.5
 ) -> Array:
-    """Raises grey levels, on the image's own range 0..1, to a log-uniform power of the range.
+    """Raises [S, S, 1], on its own range mapped to 0..1, to a log-uniform power of the range.
 
     Minimum and maximum stay; with ``probability`` in 0..1.
     """
@@ -235,7 +239,7 @@ def random_gamma(
 def random_downscale(
     key: Array, image: Array, *, factor: tuple[float, float] = (0.5, 1.0), probability: float = 0.25
 ) -> Array:
-    """Loses resolution: shrinks by a factor uniform in the range (0..1], enlarges again.
+    """Loses resolution: [S, S, 1] shrinks by a factor uniform in (0..1] and is enlarged again.
 
     Antialiased linear down and linear up, both to whole pixels, with ``probability`` in 0..1.
     """
@@ -252,7 +256,7 @@ def random_downscale(
 
 
 def random_patch_mask(key: Array, *, size: int, patch: int = 16, ratio: float = 0.65) -> Array:
-    """Chooses which patches are hidden: bool [size/patch, size/patch], True where masked.
+    """Chooses which patches are hidden: bool [S / patch, S / patch], True where masked.
 
     Exactly floor(ratio * size² / patch²) of them, uniformly without replacement (paper, masking of
     the online view).
@@ -270,6 +274,6 @@ def random_patch_mask(key: Array, *, size: int, patch: int = 16, ratio: float = 
 
 
 def random_offset_crop(key: Array, image: Array, *, size: int, max_offset: int) -> Array:
-    """Crops [size, size, 1] at an offset (dy, dx) uniform in {0..max_offset}², whole pixels."""
+    """Crops [S, S, 1] to ``size`` pixels at (dy, dx) uniform in {0..max_offset}², whole pixels."""
     offset = jax.random.randint(key, (2,), 0, max_offset + 1)
     return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (size, size, 1))

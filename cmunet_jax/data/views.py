@@ -209,9 +209,14 @@ def online_target(key: Array, example: Example, options: Options, train: bool) -
     image, base = example["image"], options["base_size"]
     if train:
         image, _ = augment.random_resized_crop(
-            keys[0], image, size=base, area=tuple(options["area"]), aspect=tuple(options["aspect"])
+            keys[0],
+            image,
+            None,
+            size=base,
+            area=tuple(options["area"]),
+            aspect=tuple(options["aspect"]),
         )
-        image, _ = augment.random_flip(keys[1], image, horizontal=options["flip_horizontal"])
+        image, _ = augment.random_flip(keys[1], image, None, horizontal=options["flip_horizontal"])
     else:
         image, _ = resize(image, size=base)
     crop = options["crop"]
