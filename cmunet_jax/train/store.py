@@ -49,7 +49,7 @@ def step_folders(directory: Path) -> dict[int, Path]:
     """
     try:
         names = [p for p in directory.iterdir() if _STEP.fullmatch(p.name) and p.is_dir()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UserError(f"cannot read the checkpoints in {directory}: {reason(error)}") from error
