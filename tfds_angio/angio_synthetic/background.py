@@ -141,11 +141,11 @@ def _spine(rng: np.random.Generator) -> tuple[tuple[Quadric, float], ...]:
         out.append((_cylinder(body, (14.8, 11.8, 0.42 * height)), -0.0030 * dense))  # spongy
         for side in (-1.0, 1.0):
             plate = body + np.array([0, 0, side * 0.42 * height])
-            out.append((_cylinder(plate, (17, 14, 1.0)), 0.0040 * dense))
+            out.append((_cylinder(plate, (17, 14, 1.0)), 0.0030 * dense))
             pedicle = body + np.array([side * 11.0, 17.0, 0.15 * height])
             out.append((Quadric(pedicle, eye, np.array([3.6, 7.0, 5.0])), 0.008 * dense))
         spinous = body + np.array([rng.normal(0, 1), 34.0, -0.35 * height])
-        out.append((Quadric(spinous, eye, np.array([2.4, 12.0, 6.5])), 0.007 * dense))
+        out.append((Quadric(spinous, eye, np.array([2.4, 12.0, 6.5])), 0.0045 * dense))
     return tuple(out)
 
 
