@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,32 +80,28 @@ def evaluate(
     reader = Reader(dataset, split, preprocessing, resolution)
     positions = reader.positions(ids)
     with ThreadPoolExecutor(workers or default_workers()) as pool:
-
-        def run(chosen: Sequence[int]) -> Iterator[tuple[Loaded, NDArray[np.float32]]]:
-            return inference.run(
-                forward, variables, reader, chosen, batch_size=batch_size, pool=pool
-            )
-
+        run = partial(inference.run, forward, variables, reader, batch_size=batch_size, pool=pool)
         measured = _in_order(run(positions), table, pool, ahead=2 * batch_size)
         bar = {"total": len(positions), "desc": f"evaluate {split}", "unit": "image"}
         rows, terms = zip(*tqdm(measured, disable=not progress, mininterval=0.5, **bar))
         chosen = _chosen(rows, table) if pictures else {}
-        outputs = run([positions[at] for at in chosen.values()]) if chosen else iter(())
+        # Run once more: to keep every prediction until the ranks are known would cost memory.
+        outputs = run([positions[at] for at in chosen.values()])
         shown = {
             name: _picture(rows[at], loaded, logits)
-            for (name, at), (loaded, logits) in zip(chosen.items(), outputs, strict=True)
+            for (name, at), (loaded, logits) in zip(chosen.items(), outputs)
         }
-    summary = {
+    about = {
         "protocol": protocol,
         "resolution": resolution,
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
         "split": split,
         "subset": ids is not None,
         "preprocessing": preprocessing.to_dict(),
-    } | summarise(
-        rows, terms, table, protocol=protocol, batch_size=batch_size, resamples=resamples, seed=seed
-    )
-    return Evaluation(list(rows), summary, shown)
+    }
+    options: dict[str, Any] = {"batch_size": batch_size, "resamples": resamples, "seed": seed}
+    summary = summarise(rows, terms, table, protocol=protocol, **options)
+    return Evaluation(list(rows), about | summary, shown)
 
 
 def _in_order(

@@ -180,7 +180,9 @@ def run(
     `forward` always sees [batch_size, S, S, 1] and is compiled once.
     """
     batches = [positions[at : at + batch_size] for at in range(0, len(positions), batch_size)]
-    upcoming = [pool.submit(reader, position) for position in batches[0]] if batches else []
+    if not batches:
+        return
+    upcoming = [pool.submit(reader, position) for position in batches[0]]
     for following in [*batches[1:], []]:
         batch = [future.result() for future in upcoming]
         upcoming = [pool.submit(reader, position) for position in following]
