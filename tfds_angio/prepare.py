@@ -95,7 +95,7 @@ def build(
                 workers=workers,
                 progress=progress,
             )
-            _write(name, builder, config, request, scratch)
+            _write(name, builder, config, request, scratch, final)
             _move_into_place(scratch / "new" / final.relative_to(root), final, scratch / "old")
         except OSError as error:
             if error.errno not in (28, 122):  # ENOSPC, EDQUOT
@@ -167,7 +167,12 @@ def _lock(root: Path, name: str) -> Iterator[str]:
 
 
 def _write(
-    name: str, cls: type[AngioBuilder], config: str, request: Request, scratch: Path
+    name: str,
+    cls: type[AngioBuilder],
+    config: str,
+    request: Request,
+    scratch: Path,
+    final: Path,
 ) -> None:
     """Writes records, index, labelled subsets and lists into `scratch`/new/…."""
     tfds.disable_progress_bar()  # ours counts images and knows the total
@@ -192,7 +197,7 @@ def _write(
         "options": dict(request.options),
         "source": "" if request.source is None else str(request.source),
         "source_signature": signature,
-        "notes": list(builder.built.notes),
+        "notes": [note.replace("{directory}", str(final)) for note in builder.built.notes],
         "files": sorted(builder.built.files),
         "splits": {
             split: {

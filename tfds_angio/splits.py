@@ -87,7 +87,7 @@ def patient_splits(
     if len(images_per_patient) < len(wanted):
         raise UserError(
             f"{len(images_per_patient)} labelled patient(s) cannot fill the splits "
-            f"{', '.join(wanted)}; add patients or set a fraction to 0"
+            f"{', '.join(wanted)}; label more patients or set val_fraction or test_fraction to 0"
         )
     total = sum(images_per_patient.values())
     missing = {split: fractions[split] * total for split in wanted}

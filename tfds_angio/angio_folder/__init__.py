@@ -1,0 +1,1 @@
+"""The user's own angiograms: a folder of images, some with masks."""
