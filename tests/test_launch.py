@@ -104,6 +104,14 @@ def test_batch_script_requeues_only_what_was_preempted(checkout, status, requeue
     assert ("scontrol requeue 7" in (checkout / "bin" / "calls").read_text()) == requeued
 
 
+def test_batch_script_leaves_a_cancelled_job_alone(checkout):
+    # scancel signals the batch shell as well as the step.
+    _fake(checkout / "bin", "srun", 'kill -TERM "${PPID}"; shift; exec "$@"')
+    job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", "STATUS": "75"}
+    assert _run(checkout / "bin", SBATCH, **job).returncode == 75
+    assert "requeue" not in (checkout / "bin" / "calls").read_text()
+
+
 def test_batch_script_names_a_folder_that_is_no_checkout(tmp_path):
     done = _run(tmp_path, SBATCH, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="7")
     assert done.returncode == 1 and "is not a checkout" in done.stderr
