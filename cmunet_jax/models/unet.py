@@ -37,7 +37,9 @@ class Block(nn.Module):
         """Maps arrays [B, H, W, C_i] to [B, H, W, features], non-negative."""
         for i in (1, 2):
             x = Conv(self.features, dtype=self.dtype, fast=self.fast, name=f"conv{i}")(*inputs)
-            inputs = (nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train)),)
+            inputs = (
+                nn.relu(BatchNorm(dtype=self.dtype, fast=self.fast, name=f"bn{i}")(x, train=train)),
+            )
         return inputs[0]
 
 

@@ -1,0 +1,166 @@
+"""Fast forms of the layers against the textbook operations, in float64."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from cmunet_jax.models import layers
+from cmunet_jax.models.unet import UNet
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _randomise(tree, seed=3):
+    """Random float64 leaves, so that no bias is zero and no scale one."""
+    leaves, treedef = jax.tree.flatten(tree)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(
+        treedef,
+        [jnp.asarray(leaf + 0.3 * np.abs(rng.standard_normal(leaf.shape))) for leaf in leaves],
+    )
+
+
+def _value_and_gradients(function, *args):
+    """The value of sum(weights * function) and its gradient in every argument."""
+
+    def scalar(*args):
+        y = function(*args)
+        weights = np.random.default_rng(9).standard_normal(y.shape)
+        return (jnp.sin(y) * weights).sum()
+
+    return jax.value_and_grad(scalar, argnums=tuple(range(len(args))))(*args)
+
+
+def _assert_same(a, b, tolerance=1e-10):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance), a, b)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("shapes", [[(2, 6, 8, 3)], [(2, 6, 8, 3), (2, 6, 8, 5)]])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_split_convolution_is_the_convolution_of_the_concatenation(shapes, kernel_size):
+    rng = np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.standard_normal(s)) for s in shapes]
+    fast, plain = (
+        layers.Conv(4, kernel_size, dtype=jnp.float64, fast=fast) for fast in (True, False)
+    )
+    variables = _randomise(fast.init(jax.random.key(0), *inputs))
+    _assert_same(
+        _value_and_gradients(fast.apply, variables, *inputs),
+        _value_and_gradients(plain.apply, variables, *inputs),
+    )
+    oracle = nn.Conv(4, (kernel_size, kernel_size), dtype=jnp.float64)
+    np.testing.assert_allclose(
+        plain.apply(variables, *inputs),
+        oracle.apply(variables, jnp.concatenate(inputs, -1)),
+        atol=1e-10,
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_up_convolution_is_flax_conv_transpose():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 5, 6)))
+    fast, plain = (layers.UpConv(4, dtype=jnp.float64, fast=fast) for fast in (True, False))
+    variables = _randomise(fast.init(jax.random.key(0), x))
+    oracle = nn.ConvTranspose(4, (2, 2), (2, 2), "VALID", dtype=jnp.float64)
+    expected = _value_and_gradients(oracle.apply, variables, x)
+    _assert_same(_value_and_gradients(fast.apply, variables, x), expected)
+    _assert_same(_value_and_gradients(plain.apply, variables, x), expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_max_pool_is_flax_max_pool():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 10, 3)))
+    _assert_same(
+        _value_and_gradients(layers.max_pool, x),
+        _value_and_gradients(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x),
+    )
+    _assert_same(layers.max_pool(x), layers.max_pool(x, fast=False))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("shape", [(3, 4, 6, 5), (7, 5)])
+def test_batch_norm_gradient_is_what_jax_derives(shape):
+    x = jnp.asarray(3 + np.random.default_rng(0).standard_normal(shape))
+    fast, plain = (layers.BatchNorm(dtype=jnp.float64, fast=fast) for fast in (True, False))
+    variables = fast.init(jax.random.key(0), x, train=True)
+    stats, params = variables["batch_stats"], _randomise(variables["params"])
+
+    def apply(module):
+        return lambda params, x: module.apply(
+            {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+        )[0]
+
+    _assert_same(
+        _value_and_gradients(apply(fast), params, x), _value_and_gradients(apply(plain), params, x)
+    )
+    oracle = nn.BatchNorm(False, epsilon=1e-5, dtype=jnp.float64, use_fast_variance=False)
+    expected, _ = oracle.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(apply(fast)(params, x), expected, atol=1e-10)
+
+
+def test_running_statistics_are_those_of_pytorch():
+    x = np.random.default_rng(0).normal(5, 2, (2, 3, 4, 6)).astype(np.float32)
+    norm = layers.BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=True)
+    assert (variables["batch_stats"]["var"] == 1).all()  # initialising records nothing
+    _, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat = x.reshape(-1, 6).astype(np.float64)
+    stats = updated["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
+
+
+def test_variance_survives_a_large_mean():
+    x = np.random.default_rng(0).normal(3000, 1, (4, 16, 16, 2)).astype(np.float32)
+    norm = layers.BatchNorm()
+    variables = norm.init(jax.random.key(0), x, train=True)
+    y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(np.asarray(y).std((0, 1, 2)), 1, atol=1e-2)
+
+
+def test_statistics_are_float32_under_bfloat16():
+    x = np.random.default_rng(0).normal(0, 1, (4, 32, 32, 2))
+    norm = layers.BatchNorm(dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, train=True)
+    y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    stats = updated["batch_stats"]
+    assert stats["mean"].dtype == stats["var"].dtype == jnp.float32
+    seen = np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(stats["mean"], 0.1 * seen.mean((0, 1, 2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("height,width", [(1, 2), (3, 5), (4, 4)])
+def test_bilinear_upsampling_keeps_the_corners(height, width):
+    x = np.random.default_rng(0).standard_normal((2, height, width, 3)).astype(np.float32)
+    y = np.asarray(layers.upsample_bilinear(jnp.asarray(x)))
+    rows = np.linspace(0, height - 1, 2 * height)
+    columns = np.linspace(0, width - 1, 2 * width)
+    grid = np.meshgrid([0, 1], rows, columns, [0, 1, 2], indexing="ij")
+    expected = scipy.ndimage.map_coordinates(x, grid, order=1)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_whole_network_does_not_depend_on_the_switch():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 32, 16, 1)))
+    fast, plain = (UNet(2, dtype=jnp.float64, fast=fast) for fast in (True, False))
+    variables = fast.init(jax.random.key(0), x, train=True)
+    params = _randomise(variables["params"])
+
+    def apply(module):
+        def forward(params, x):
+            variables_ = {"params": params, "batch_stats": variables["batch_stats"]}
+            return module.apply(variables_, x, train=True, mutable=["batch_stats"])[0]
+
+        return jax.jit(lambda *args: _value_and_gradients(forward, *args))
+
+    _assert_same(apply(fast)(params, x), apply(plain)(params, x))

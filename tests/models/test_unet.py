@@ -1,0 +1,92 @@
+"""The U-Net and the heads: shapes, sizes, options, refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmunet_jax.models.heads import Projector, adapt, init_adapter
+from cmunet_jax.models.unet import Encoder, UNet
+from tfds_angio.errors import UserError
+
+
+def _shapes(module, x, **kwargs):
+    return jax.eval_shape(lambda k: module.init(k, x, train=True, **kwargs), jax.random.key(0))
+
+
+def _count(tree):
+    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def test_the_paper_size_has_31_million_parameters():
+    params = _shapes(UNet(64), jnp.zeros((1, 32, 32, 1)))["params"]
+    # 31,042,434 is the count of PyTorch's 64-128-256-512-1024 U-Net with biases and BatchNorm,
+    # one input channel and two classes.
+    assert _count(params) == 31_042_434
+    assert set(params) == {"encoder", "decoder"}
+    assert params["decoder"]["up4"]["conv1"]["kernel"].shape == (3, 3, 1024, 512)
+    assert params["decoder"]["head"]["kernel"].shape == (1, 1, 64, 2)
+
+
+@pytest.mark.parametrize("up", ["transposed", "bilinear"])
+def test_logits_have_the_size_of_the_image_and_are_float32(up):
+    network = UNet(2, dtype=jnp.bfloat16, up=up)
+    x = jnp.ones((2, 48, 32, 1))
+    variables = network.init(jax.random.key(0), x, train=True)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    logits = network.apply(variables, x, train=False)
+    assert logits.shape == (2, 48, 32, 2) and logits.dtype == jnp.float32
+    assert np.isfinite(logits).all()
+
+
+def test_bfloat16_is_close_to_float32():
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
+    variables = UNet(4).init(jax.random.key(0), x, train=True)
+    exact = UNet(4).apply(variables, x, train=True, mutable=["batch_stats"])[0]
+    rough = UNet(4, dtype=jnp.bfloat16).apply(variables, x, train=True, mutable=["batch_stats"])[0]
+    assert 0 < np.abs(exact - rough).mean() < 0.05 * np.abs(exact).mean() + 0.05
+
+
+def test_skips_come_finest_first():
+    x = jnp.zeros((1, 64, 32, 1))
+    bottleneck, skips = jax.eval_shape(
+        lambda k: Encoder(2).init_with_output(k, x, train=True)[0], jax.random.key(0)
+    )
+    assert bottleneck.shape == (1, 4, 2, 32)
+    assert [s.shape for s in skips] == [
+        (1, 64, 32, 2),
+        (1, 32, 16, 4),
+        (1, 16, 8, 8),
+        (1, 8, 4, 16),
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 32, 1), (1, 32, 8, 1)])
+def test_sizes_that_16_does_not_divide_are_refused(shape):
+    with pytest.raises(UserError, match="multiples of 16"):
+        _shapes(UNet(2), jnp.zeros(shape))
+
+
+def test_an_unknown_upsampling_is_refused():
+    with pytest.raises(UserError, match="model.up"):
+        _shapes(UNet(2, up="nearest"), jnp.zeros((1, 16, 16, 1)))
+
+
+def test_projector_has_the_sizes_of_the_paper():
+    params = _shapes(Projector(), jnp.zeros((1, 100)))["params"]
+    shapes = {k: {n: v.shape for n, v in d.items()} for k, d in params.items()}
+    assert shapes == {
+        "fc0": {"kernel": (100, 1536), "bias": (1536,)},
+        "bn0": {"scale": (1536,), "bias": (1536,)},
+        "fc1": {"kernel": (1536, 256)},
+    }
+
+
+def test_the_spatial_adapter_writes_each_position_into_its_own_pixels():
+    adapter = init_adapter(jax.random.key(0), 5)
+    bottleneck = jax.random.normal(jax.random.key(1), (2, 3, 4, 5))
+    outputs = np.asarray(bottleneck @ adapter["kernel"] + adapter["bias"])
+    spatial = np.asarray(adapt(adapter, bottleneck, spatial=True)).reshape(2, 48, 64)
+    np.testing.assert_allclose(spatial[1, 16:32, 48:64].ravel(), outputs[1, 1, 3], atol=1e-5)
+    released = np.asarray(adapt(adapter, bottleneck, spatial=False))
+    np.testing.assert_allclose(released[1].reshape(256, 3, 4)[:, 1, 3], outputs[1, 1, 3], atol=1e-5)
