@@ -3,9 +3,9 @@
 import importlib
 
 
-def tiny(stage, dataset, steps, **overrides):
+def tiny(stage, dataset, steps, *, preset="fixed", **overrides):
     """The config of a training stage at its tiny size, on a built data set, for a few steps."""
-    argument = "size=tiny,init=scratch" if stage == "finetune" else "size=tiny"
+    argument = f"size=tiny,preset={preset}" + (",init=scratch" if stage == "finetune" else "")
     config = importlib.import_module(f"configs.{stage}").get_config(argument)
     config.data.dir = str(dataset.directory.parents[2])
     config.data.name = dataset.name

@@ -5,6 +5,7 @@ import time
 
 import ml_collections
 
+from cmunet_jax import report
 from cmunet_jax.stages import evaluate, record, train
 
 
@@ -14,8 +15,6 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     Returns:
       0, or the status of the first stage that stopped early.
     """
-    from cmunet_jax import report  # TEMP
-
     began = time.perf_counter()
     pretrained = workdir / "pretrain"
     print("== 1/3 pre-training without labels")

@@ -1,0 +1,115 @@
+"""Every config loads with all its arguments, is consistent, and runs two real steps."""
+
+import importlib
+import itertools
+import json
+import pathlib
+import runpy
+
+import pytest
+
+from cmunet_jax import config as config_lib
+from cmunet_jax import objectives
+from cmunet_jax.data import preprocessing, views
+from cmunet_jax.stages import STAGES
+from cmunet_jax.stages import evaluate as evaluate_stage
+from cmunet_jax.stages import train as train_stage
+from cmunet_jax.train import checkpoint
+from tests.stage_helpers import tiny
+from tfds_angio.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted(p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("common.py", "__init__.py"))
+ARGUMENTS = {
+    "pretrain.py": ("size=paper,small,tiny", "preset=fixed,paper"),
+    "finetune.py": ("size=paper,small,tiny", "preset=fixed,paper", "init=pretrained,scratch"),
+    "quickstart.py": ("size=demo,tiny", "labels=5,18"),
+    "evaluate.py": ("data=arcade,angio_folder",),
+}  # fmt: skip
+
+
+def combinations():
+    for name in FILES:
+        yield name, None
+        axes = []
+        for axis in ARGUMENTS[name]:
+            key, _, values = axis.partition("=")
+            axes.append([f"{key}={v}" for v in values.split(",")])
+        yield from ((name, ",".join(parts)) for parts in itertools.product(*axes))
+
+
+@pytest.mark.parametrize(("name", "arg"), combinations())
+def test_every_config_loads_and_is_consistent(name, arg):
+    config = runpy.run_path(str(ROOT / "configs" / name))["get_config"](arg)
+    config_lib.check(config)
+    assert config.stage in STAGES
+    stored = config_lib.to_dict(config)
+    assert json.loads(json.dumps(stored)) == stored
+    assert config_lib.to_dict(config_lib.from_dict(stored)) == stored
+    parts = [config.pretrain, config.finetune, config.scratch] if name == "quickstart.py" else [config]
+    for part in parts:
+        if "objective" in part:
+            objective = objectives.create(part)
+            preprocessing.create(part.preprocessing)
+            views.check(objective.views, part.views)
+            assert part.batch_size % part.accumulation == 0
+
+
+def test_stages_and_their_names_agree():
+    assert set(STAGES) == set(config_lib.STAGES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_header_tells_command_cost_and_expectation(name):
+    text = runpy.run_path(str(ROOT / "configs" / name))["__doc__"]
+    assert f"configs/{name}" in text and "python -m cmunet_jax.main" in text
+    assert any(word in text.lower() for word in ("minute", "hour", "second"))
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(UserError, match="'sise'"):
+        importlib.import_module("configs.pretrain").get_config("sise=small")
+
+
+@pytest.mark.parametrize("preset", ["fixed", "paper"])
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_two_steps_of_every_objective_and_preset(stage, preset, tiny_dataset, tmp_path):
+    config = tiny(stage, tiny_dataset, 2, preset=preset)
+    if preset == "paper":
+        config.preprocessing.centre_crop = 128  # the tiny images are smaller than the released crop
+    assert train_stage.run(config, tmp_path) == 0
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.step == 2
+    assert loaded.config["objective"]["preset"] == preset
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [2]
+
+
+def test_pretrain_finetune_evaluate_hand_over(tiny_dataset, tmp_path, capsys):
+    """What a researcher does, at its smallest: three commands, each on the result of the last."""
+    assert train_stage.run(tiny("pretrain", tiny_dataset, 2), tmp_path / "pretrain") == 0
+    config = tiny("finetune", tiny_dataset, 2, init_from=str(tmp_path / "pretrain"))
+    config.eval_split, config.eval_every, config.eval_images = "val", "50%", 4
+    config.pictures_every = "50%"
+    assert train_stage.run(config, tmp_path / "finetune") == 0
+    printed = capsys.readouterr().out
+    assert "encoder" in printed and "decoder/head" in printed and "re-initialised" in printed
+
+    evaluation = importlib.import_module("configs.evaluate").get_config()
+    evaluation.checkpoint = str(tmp_path / "finetune")
+    evaluation.data.dir = config.data.dir
+    assert evaluate_stage.run(evaluation, tmp_path / "evaluation") == 0
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert summary["n"] == len(tiny_dataset.ids("test"))
+    assert summary["checkpoint"]["digest"] == checkpoint.load(tmp_path / "finetune").digest
+    assert (tmp_path / "evaluation" / "cases.csv").read_text().count("\n") == summary["n"] + 1
+    assert list((tmp_path / "finetune" / "pictures").glob("prediction_*.png"))
+
+
+def test_a_pretrained_network_is_not_evaluated(tiny_dataset, tmp_path):
+    train_stage.run(tiny("pretrain", tiny_dataset, 2), tmp_path / "pretrain")
+    config = importlib.import_module("configs.evaluate").get_config()
+    config.checkpoint = str(tmp_path / "pretrain")
+    with pytest.raises(UserError, match="Fine-tune it first"):
+        evaluate_stage.run(config, tmp_path / "evaluation")
+    assert not (tmp_path / "evaluation").exists()
