@@ -296,6 +296,23 @@ def test_no_damage_is_ever_loaded(tmp_path, good, damage, caplog):
     assert fell_back >= 3  # The manifest, the tree and the data at least.
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_flips_that_orbax_restores_silently_are_caught(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8)  # Incompressible.
+    with open_run(tmp_path) as checkpointer:
+        checkpointer.save(1, {"params": {"noise": noise}})
+    data = max(files_of(tmp_path / "1" / "state"), key=lambda path: path.stat().st_size)
+    original, rng, silent = data.read_bytes(), random.Random(0), 0
+    for _ in range(5):
+        data.write_bytes(flip(original, rng))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            wrong = reader.restore(tmp_path / "1" / "state")["params"]["noise"]
+        silent += not np.array_equal(wrong, noise)
+        with pytest.raises(UserError, match="params/noise does not match its checksum"):
+            load(tmp_path)
+    assert silent == 5
+
+
 @pytest.mark.slow
 def test_no_flipped_bit_is_ever_loaded(tmp_path, good):
     rng = random.Random(0)
