@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import flags
 
 from cmunet_jax.data import order
 from cmunet_jax.data.prepared import OnTheFly, PreparedSplit
@@ -117,7 +118,7 @@ def stream(
       start_step: first step, from 0.
       steps: where the stream ends (exclusive, counted from step 0); endless for None.
       workers: processes that read and prepare; 0 for threads of this process. They are spawned,
-        so a script needs ``if __name__ == '__main__':``, and absl flags must be parsed.
+        so a script needs ``if __name__ == '__main__':``.
       threads: reading threads a process.
       process_index: of this host.
       process_count: hosts; each reads its own contiguous part of the batch's rows.
@@ -145,6 +146,8 @@ def stream(
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     dataset = remaining.to_iter_dataset(ahead)
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain hands its flags to its processes
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
             worker_init_fn=_stay_on_cpu,
