@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,9 @@ _SHARED = (
     ("dataset", "name"),
     ("dataset", "fingerprint"),
 )
+
+
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,16 @@ class Comparison:
         return self.differences[PRIMARY]
 
     def verdict(self, metric: str = PRIMARY) -> str:
-        """'better', 'worse' or 'unclear': whether the 95 % interval leaves zero, and where."""
+        """'better', 'worse' or 'unclear'.
+
+        Not unclear only where the interval leaves zero and the permutation test agrees: over a
+        few patients a bootstrap interval is too narrow to be believed by itself, while the test
+        cannot give p < ALPHA with fewer than six.
+        """
         difference = self.differences[metric]
         sign = 1 if self.arm.evaluation.metrics[metric].higher_is_better else -1
         ends = sorted((sign * difference.low, sign * difference.high))
-        if any(map(math.isnan, ends)) or ends[0] <= 0 <= ends[1]:
+        if not ends[0] > 0 and not ends[1] < 0 or difference.p_value >= ALPHA:
             return "unclear"
         return "better" if ends[0] > 0 else "worse"
 

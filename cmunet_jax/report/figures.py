@@ -14,7 +14,7 @@ from cmunet_jax.report.findings import signed
 from cmunet_jax.report.results import Curve, Floats
 
 # Narrow on purpose: at this width the type stays legible on a phone, and three fit on a screen.
-_PANEL, _TALL = (4.9, 3.3), (4.9, 4.4)  # inches
+_PANEL, _TALL, _SMALL, _STRIP = (4.4, 3.1), (4.4, 4.1), (3.7, 2.7), (4.4, 1.1)  # inches
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Drawing:
     caption: str = ""
 
 
-def _panel(size: tuple[float, float] = _PANEL) -> tuple[Figure, Axes]:
+def _panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots()
 
@@ -36,7 +36,13 @@ def _thousands(axes: Axes) -> None:
 
 
 def curves(
-    series: Mapping[int, Curve], *, key: str, title: str, ylabel: str, description: str
+    series: Mapping[int, Curve],
+    *,
+    key: str,
+    title: str,
+    ylabel: str,
+    description: str,
+    small: bool = False,
 ) -> Drawing:
     """Draws one scalar over optimiser steps.
 
@@ -46,9 +52,10 @@ def curves(
       title: of the panel.
       ylabel: of the vertical axis.
       description: for those who cannot see it.
+      small: whether three of them share a line of the page, not two.
     """
     with svg.style():
-        figure, axes = _panel()
+        figure, axes = _panel(_SMALL if small else _PANEL)
         for index, curve in series.items():
             look = index % len(svg.SERIES)
             few = len(curve.steps) <= 30
@@ -58,7 +65,7 @@ def curves(
                 color=svg.SERIES[look],
                 linestyle=svg.DASHES[look],
                 marker=svg.MARKERS[look] if few else None,
-                markeredgecolor="none",
+                markeredgewidth=0,
             )
         axes.set(xlabel="optimiser steps", ylabel=ylabel)
         axes.set_xlim(left=0)
@@ -161,7 +168,7 @@ def interval(mean: float, low: float, high: float, *, key: str, labels: Sequence
       labels: what it means to be left and right of zero.
     """
     with svg.style():
-        figure, axes = _panel((4.9, 1.15))
+        figure, axes = _panel(_STRIP)
         reach = 1.25 * max(abs(low), abs(high), 0.02)
         axes.axvline(0, color=svg.MUTED, linewidth=1)
         axes.plot([low, high], [0, 0], color=svg.SERIES[0], linewidth=5, solid_capstyle="butt")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cmunet_jax.report.comparison import Comparison, Result
+from cmunet_jax.report.comparison import ALPHA, Comparison, Result
 from cmunet_jax.report.results import PRIMARY, Training, lookup
 
 # The paper's scale (method.md §1–2), below which a result is called small.
@@ -19,13 +19,16 @@ PAPER_WIDTH, PAPER_SIZE = 64, 256
 FEW_CLUSTERS = 20
 # Below this mean Dice a mask misses or invents most of the arteries.
 POOR = 0.5
+# A clear difference below this is called slight.
+SLIGHT = 0.01
 # A validation curve that gained this much Dice in its last quarter had not levelled off.
 STILL_RISING = 0.01
 
+# The words between the names of arm and reference, and after them.
 _WORDS = {
-    "better": "was better than",
-    "worse": "was worse than",
-    "unclear": "did not differ clearly from",
+    "better": ("was better than", ""),
+    "worse": ("was worse than", ""),
+    "unclear": ("and", " did not differ clearly"),
 }
 
 
@@ -36,8 +39,10 @@ class Verdict:
     Attributes:
       kind: 'better', 'worse' or 'unclear'.
       arm: short name of what is judged.
-      words: the verb between the two names.
+      words: what stands between the two names.
       reference: short name of what it is judged against.
+      after: what stands after it, or ''.
+      but: what must be said in the same breath, or ''.
       numbers: the sentences with the numbers.
     """
 
@@ -45,6 +50,8 @@ class Verdict:
     arm: str
     words: str
     reference: str
+    after: str
+    but: str
     numbers: str
 
 
@@ -78,8 +85,8 @@ def verdict(comparison: Comparison) -> Verdict:
     if difference.unit == "patient":
         where += f" of {count(comparison.clusters, 'patient')}"
     numbers = (
-        f"Over {where}, mean Dice was {plain(ours)} for {arm.short} and {plain(theirs)} for "
-        f"{reference.short}: a difference of {signed(difference.mean)}, "
+        f"Over {where}, mean Dice was {plain(ours)} ({arm.short}) against {plain(theirs)} "
+        f"({reference.short}): a difference of {signed(difference.mean)}, "
     )
     if math.isfinite(difference.low):
         numbers += f"95 % interval {signed(difference.low)} to {signed(difference.high)}. "
@@ -90,7 +97,13 @@ def verdict(comparison: Comparison) -> Verdict:
         f"permutation test, p = {_p_value(difference.p_value)})."
     )
     kind = comparison.verdict()
-    return Verdict(kind, arm.short, _WORDS[kind], reference.short, numbers)
+    if kind == "unclear" and (difference.low > 0 or difference.high < 0):
+        numbers += " The interval leaves zero out, but the test does not confirm it."
+    words, after = _WORDS[kind]
+    if abs(difference.mean) < SLIGHT:
+        words = words.replace("was ", "was slightly ")
+    but = "Neither segments well." if max(ours, theirs) < POOR else ""
+    return Verdict(kind, arm.short, words, reference.short, after, but, numbers)
 
 
 def _p_value(p: float) -> str:
@@ -169,7 +182,13 @@ def _sample_caveats(comparisons: Sequence[Comparison]) -> Iterator[str]:
         unit, clusters = comparison.primary.unit, comparison.clusters
         if unit == "image":
             yield comparison.primary.note
-        if clusters < FEW_CLUSTERS:
+        smallest = 2.0 ** (1 - clusters)  # all signs equal, one of 2^clusters patterns each way
+        if smallest >= ALPHA:
+            yield (
+                f"Only {count(clusters, unit)} in the test, too few to tell any difference from "
+                f"chance: the permutation test cannot give a p below {smallest:.2g}."
+            )
+        elif clusters < FEW_CLUSTERS:
             yield (
                 f"Only {count(clusters, unit)} in the test: bootstrap intervals from so few tend "
                 "to be too narrow."

@@ -15,7 +15,7 @@ import jinja2
 from cmunet_jax import __version__
 from cmunet_jax import config as config_lib
 from cmunet_jax.report import findings, sections
-from cmunet_jax.report.comparison import Comparison, Result, compare, short_names
+from cmunet_jax.report.comparison import ALPHA, Comparison, Result, compare, short_names
 from cmunet_jax.report.results import (
     CASES,
     CONFIG,
@@ -124,7 +124,8 @@ def render(
     context = {
         "title": title,
         "package_version": __version__,
-        "facts": [(k, _text(v)) for k, v in facts.items() if k not in _STEERING],
+        "facts": [(k.replace("_", " "), _text(v)) for k, v in facts.items() if k not in _STEERING],
+        "alpha": ALPHA,
         "results": results,
         "pretrain": first,
         "comparisons": comparisons,

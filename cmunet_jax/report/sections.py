@@ -192,6 +192,7 @@ def pretraining_curves(training: Training) -> list[Drawing]:
                 title=title,
                 ylabel=name,
                 description=f"{title} of the pre-training {_ends(curve)}.",
+                small=True,
             )
         )
     return drawings

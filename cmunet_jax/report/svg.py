@@ -86,11 +86,10 @@ def inline(figure: Figure, *, key: str, description: str) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.S)
     # Its rule would apply to every element of the page.
     text = re.sub(r"\s*<style.*?</style>", "", text, flags=re.S)
-    text = re.sub(r" font-family: [^;\"]*;?", "", text)
-    text = re.sub(r"\n?L (?=[-\d])", "L", re.sub(r"(\d+\.\d\d)\d+", r"\1", text))
-    text = _unique_ids(text, key)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
+    used = set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", text))
+    referred = {name for pair in used for name in pair if name}
+    # Only inside tags: text between them is data and stays as it is.
+    text = re.sub(r"<[^>]*>", lambda tag: _rewrite(tag[0], key, referred), text)
     view = re.search(r'viewBox="[^"]*"', text)
     body = text[text.index(">") + 1 :]
     assert view is not None  # matplotlib always writes one
@@ -100,13 +99,23 @@ def inline(figure: Figure, *, key: str, description: str) -> str:
     )
 
 
-def _unique_ids(text: str, key: str) -> str:
-    """Prefixes ids that are referred to and drops the others."""
-    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+def _rewrite(tag: str, key: str, referred: set[str]) -> str:
+    """One tag with the page's font and colours, short numbers and ids of its own."""
 
     def rename(match: re.Match[str]) -> str:
-        return f' id="{key}-{match[1]}"' if match[1] in used else ""
+        return f' id="{key}-{match[1]}"' if match[1] in referred else ""
 
-    text = re.sub(r' id="([^"]+)"', rename, text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", text)
-    return re.sub(r'xlink:href="#([^"]+)"', rf'href="#{key}-\1"', text)
+    tag = re.sub(r" font-family: [^;\"]*;?", "", tag)
+    tag = re.sub(r' (d|x|y|transform)="[^"]*"', _shorten, tag)
+    tag = re.sub(r' id="([^"]+)"', rename, tag)
+    tag = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", tag)
+    tag = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{key}-\1"', tag)
+    for colour, variable in _VARIABLES.items():
+        tag = tag.replace(colour, variable)
+    return tag
+
+
+def _shorten(attribute: re.Match[str]) -> str:
+    """Coordinates to a hundredth of a point, without the line breaks."""
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", attribute[0])
+    return text.replace(" \n", " ")

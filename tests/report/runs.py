@@ -97,7 +97,10 @@ def vessels(rng: np.random.Generator, side: int) -> np.ndarray:
 def evaluation(
     quality: np.ndarray, *, patients: int, side: int = 48, table: Any = None
 ) -> results.Evaluation:
-    """Rows and summary of predictions that hit a share `quality[i]` of the pixels of image i."""
+    """Rows and summary of predictions that hit a share `quality[i]` of the pixels of image i.
+
+    A negative share is an empty prediction.
+    """
     table = table or metrics.TABLE
     rows, terms, pictures = [], [], []
     for index, share in enumerate(quality):
@@ -105,7 +108,7 @@ def evaluation(
         truth = vessels(rng, side)
         kept = rng.random((side, side)) < share
         extra = rng.random((side, side)) < 0.02 * (1 - share)
-        prediction = truth & kept | extra
+        prediction = (truth & kept | extra) & (share >= 0)
         noise = rng.normal(0, 1, (side, side))
         pair = metrics.Pair(truth, prediction, margin=np.where(prediction, 2.0, -2.0) + 0.1 * noise)
         row: dict[str, Any] = {

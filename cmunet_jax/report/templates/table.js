@@ -23,5 +23,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details")) details.open = true;
+  // The full configs inside them stay folded: twenty pages that are in config.json anyway.
+  for (const details of document.querySelectorAll("section > details")) details.open = true;
 });
