@@ -236,3 +236,12 @@ def test_vessels_survive_the_way_to_a_smaller_network_and_back():
     (row,) = run(data).rows
     assert row["dice"] > 0.8
     assert row["height"] == 128
+
+
+def test_a_built_data_set_from_the_records_to_the_rows(tiny_dataset):
+    result = run(tiny_dataset, forward=noisy, preprocessing=chain("fixed"))
+    assert [row["id"] for row in result.rows] == tiny_dataset.ids("val")
+    assert [row["patient"] for row in result.rows] == tiny_dataset.patients("val")
+    assert result.summary["interval"]["resampled"] == "patient"
+    assert result.summary["n_patients"] == len(set(tiny_dataset.patients("val")))
+    assert all(np.isfinite([row[name] for name in TABLE]).all() for row in result.rows)

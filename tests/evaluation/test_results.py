@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -71,6 +72,21 @@ def test_a_failed_write_leaves_the_earlier_result(evaluation, tmp_path, monkeypa
     with pytest.raises(UserError, match="No space left"):
         write(evaluation, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_summary_never_stands_beside_the_cases_of_another(evaluation, tmp_path, monkeypatch):
+    write(evaluation, tmp_path)
+    replace = os.replace
+
+    def stopped(source, target):
+        if str(target).endswith("cases.csv"):
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(UserError, match="Input/output"):
+        write(evaluation, tmp_path)
+    assert "summary.json" not in names(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(evaluation, tmp_path):
