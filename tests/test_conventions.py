@@ -146,6 +146,7 @@ SAMPLES: dict[Callable[..., Iterator[str]], Samples] = {
         good=[
             {STAGE: "try:\n    f()\nexcept KeyError:\n    value = 0\n"},
             {STAGE: "try:\n    f()\nexcept Exception as e:\n    report(e)\n"},
+            {STAGE: "while a:\n    try:\n        f()\n    except E:\n        continue  # why\n"},
             {STAGE: "try:\n    f()\nexcept BaseException:\n    clean()\n    raise\n"},
             {STAGE: "with contextlib.suppress(FileNotFoundError):\n    f()\n"},
         ],
@@ -202,7 +203,10 @@ SAMPLES: dict[Callable[..., Iterator[str]], Samples] = {
             {MODEL: "# import os\n"},
             {MODEL: "x = 1\n# print(x)\n"},
         ],
-        good=[{MODEL: "x = 1  # the side in pixels (an even number)\n# noqa: E501\n"}],
+        good=[
+            {MODEL: "x = 1  # the side in pixels (an even number)\n# noqa: E501\n"},
+            {MODEL: "raise NotImplemented" + "Error('audio is not supported')\n"},
+        ],
     ),
     rules.empty_tests: Samples(
         bad=[
