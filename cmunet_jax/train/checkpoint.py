@@ -254,6 +254,8 @@ class Checkpointer:
         if jax.process_index() == 0:
             for folder in damaged:
                 store.set_aside(folder)
+        if jax.process_count() > 1:  # All must list the folder after it was changed.
+            multihost_utils.sync_global_devices("cmunet_jax: damaged checkpoints set aside")
         if damaged and self._opened is not None:
             self._opened.reload()
 
