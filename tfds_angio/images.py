@@ -34,6 +34,7 @@ def _check_complete(data: bytes) -> None:
     """OpenCV fills the missing part of a truncated file with grey; Pillow refuses it."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd tags of scanners, without effect on the pixels
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(io.BytesIO(data)) as image:
                 image.load()

@@ -132,7 +132,7 @@ def binarise(values: np.ndarray, *, lossy: bool, colour: bool) -> tuple[np.ndarr
         return values > 0, "colour mask, any colour but black"
     whole = np.array_equal(distinct, np.rint(distinct))
     if whole and high <= MAX_LABEL:
-        return values > 0, f"{len(distinct)} labels up to {high}, any of them"
+        return values > 0, f"labels up to {high}, any of them"
     full = next((f for f in (1, 255, 65535) if high <= f), None)
     if full is None:
         raise ValueError(f"{len(distinct)} values up to {high:.4g}")
