@@ -1,7 +1,7 @@
 """What the configs of all stages share; a config file changes only what it is about.
 
-Three sizes: `paper` (U-Net-64 at 256², the paper's), `small` (U-Net-16 at 128², about an hour on a
-laptop), `tiny` (U-Net-4 at 64², seconds; for tests).
+Four sizes: `paper` (U-Net-64 at 256², the paper's), `small` (U-Net-16 at 128², about an hour on a
+laptop), `demo` (U-Net-8 at 96², minutes), `tiny` (U-Net-4 at 64², seconds; for tests).
 """
 
 import ml_collections
@@ -9,10 +9,10 @@ import ml_collections
 from cmunet_jax.config import parse_arg
 from cmunet_jax.data import preprocessing, views
 
-SIZES = ("paper", "small", "tiny")
+SIZES = ("paper", "small", "demo", "tiny")
 PRESETS = ("fixed", "paper")
-WIDTH = {"paper": 64, "small": 16, "tiny": 4}
-IMAGE_SIZE = {"paper": 256, "small": 128, "tiny": 64}
+WIDTH = {"paper": 64, "small": 16, "demo": 8, "tiny": 4}
+IMAGE_SIZE = {"paper": 256, "small": 128, "demo": 96, "tiny": 64}
 EMBEDDED_DATA = "angio_synthetic"
 
 Config = ml_collections.ConfigDict

@@ -2,8 +2,9 @@
 
     python -m cmunet_jax.main --config configs/evaluate.py --config.checkpoint=runs/finetune
 
-Writes summary.json, cases.csv and overlays of the best, median and worst case. Data set and
-preprocessing are those of the checkpoint unless --config.data.name says otherwise. Seconds to minutes.
+Writes summary.json, cases.csv and overlays of the best, median and worst case. The preprocessing is
+the checkpoint's, and so is the data set unless --config.data.name says otherwise. Seconds to
+minutes. As in the paper: --config.protocol=paper --config.resolution=network.
 """
 
 import ml_collections

@@ -3,17 +3,17 @@
     python -m cmunet_jax.main --config configs/finetune.py --config.labels=18
     python -m cmunet_jax.main --config configs/finetune.py:init=scratch      # no pre-training
 
-Arguments after the colon: size=paper|small|tiny, preset=fixed|paper, data=NAME,
+Arguments after the colon: size=paper|small|demo|tiny, preset=fixed|paper, data=NAME,
 init=pretrained|scratch. Starts from runs/pretrain (--config.init_from=WORKDIR for another). A fixed
 number of steps whatever the number of labels; the last averaged weights are the result, so no test
-or validation image selects anything. About twenty minutes on two cores with size=small.
+or validation image selects anything. About fifteen minutes on two cores with size=small.
 """
 
 from cmunet_jax import objectives
 from configs import common
 
-STEPS = {"paper": 2000, "small": 1200, "tiny": 24}
-BATCH = {"paper": 16, "small": 16, "tiny": 8}
+STEPS = {"paper": 2000, "small": 1200, "demo": 300, "tiny": 24}
+BATCH = {"paper": 16, "small": 16, "demo": 16, "tiny": 8}
 
 
 def get_config(arg=None):

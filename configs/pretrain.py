@@ -4,21 +4,20 @@
     python -m cmunet_jax.main --config configs/pretrain.py:size=small,data=arcade \
         --config.data.source=/path/to/arcade.zip
 
-Arguments after the colon: size=paper|small|tiny, preset=fixed|paper, data=NAME, objective=NAME.
-The paper's size takes hours on one GPU and weeks on a laptop; size=small about half an hour on two
-cores. Without other data it uses the embedded synthetic angiograms. Expect the contrastive term to
-fall towards 0 within the first epochs and the reconstruction to sharpen slowly; look at the pictures
-in the workdir.
+Arguments after the colon: size=paper|small|demo|tiny, preset=fixed|paper, data, objective. The
+paper's size takes hours on one GPU and weeks on a laptop; size=small about 50 minutes on two cores.
+Without other data it uses the embedded synthetic angiograms. Expect the contrastive term to fall
+within the first epochs and the reconstruction to sharpen slowly; look at the pictures of the
+run.
 """
 
 from cmunet_jax import objectives
 from configs import common
 
-BATCH = {"paper": 256, "small": 32, "tiny": 8}
+BATCH = {"paper": 256, "small": 32, "demo": 16, "tiny": 8}
 # The released run is 16 devices of 16 images; the same normalisation batch on one device.
-ACCUMULATION = {"paper": 16, "small": 1, "tiny": 1}
-TRAIN_FOR = {"paper": "300 epochs", "small": "1500 steps", "tiny": "24 steps"}
-WARMUP = {"paper": "40 epochs", "small": "10%", "tiny": "4 steps"}
+ACCUMULATION = {"paper": 16}
+TRAIN_FOR = {"paper": "300 epochs", "small": "1500 steps", "demo": "400 steps", "tiny": "24 steps"}
 
 
 def get_config(arg=None):
@@ -30,14 +29,14 @@ def get_config(arg=None):
     # Images whose labels are not used, and images without labels.
     config.data.split = "train+unlabelled"
     config.batch_size = BATCH[arg.size]
-    config.accumulation = ACCUMULATION[arg.size]
+    config.accumulation = ACCUMULATION.get(arg.size, 1)
     config.train_for = TRAIN_FOR[arg.size]
     config.optim = common.optim(
         # Released: 1.5e-4 a batch of 256, times 16 devices. Linear scaling would starve the small
         # batches of the small presets.
         learning_rate=2.4e-3 if arg.size == "paper" else 1e-3,
         reference_batch=256 if arg.size == "paper" else 0,
-        warmup=WARMUP[arg.size],
+        warmup="40 epochs" if arg.size == "paper" else "10%",
         b2=0.95,
         weight_decay=0.05,
     )

@@ -3,36 +3,29 @@
     python -m cmunet_jax.main --config configs/quickstart.py
 
 Under ten minutes on two cores, on embedded synthetic angiograms. The last line is the path of the
-report. Arguments: size=demo|tiny (tiny: a minute, to see that everything works).
+report. Arguments: size=demo|small|tiny (small: two hours; tiny: a minute, to see that everything
+works), data=NAME, labels=N.
 """
 
 import ml_collections
 
 from configs import common, evaluate, finetune, pretrain
 
-WIDTH = {"demo": 8, "tiny": 4}
-PRETRAIN_FOR = {"demo": "600 steps", "tiny": "24 steps"}
-FINETUNE_FOR = {"demo": "400 steps", "tiny": "24 steps"}
-
 
 def get_config(arg=None):
     """Returns the config of the demonstration."""
-    arg = common.parse_arg(arg, size=("demo", "tiny"), labels=18)
-    base = "small" if arg.size == "demo" else "tiny"
+    arg = common.parse_arg(
+        arg, size=("demo", "small", "tiny"), data=common.EMBEDDED_DATA, labels=18
+    )
     config = ml_collections.ConfigDict()
     config.stage = "quickstart"
     config.title = "CM-UNet quickstart"
-    config.scale = "demonstration on synthetic angiograms: a small network, few steps"
-    config.pretrain = pretrain.get_config(f"size={base}")
-    config.pretrain.batch_size = 16 if arg.size == "demo" else 8
-    config.pretrain.train_for = PRETRAIN_FOR[arg.size]
-    config.finetune = finetune.get_config(f"size={base}")
-    config.scratch = finetune.get_config(f"size={base},init=scratch")
-    for part in (config.pretrain, config.finetune, config.scratch):
-        part.data.name = f"{common.EMBEDDED_DATA}/{arg.size}"
-        part.model.width = WIDTH[arg.size]
+    config.scale = "a demonstration: a small network, few steps"
+    base = f"size={arg.size},data={arg.data}"
+    config.pretrain = pretrain.get_config(base)
+    config.finetune = finetune.get_config(base)
+    config.scratch = finetune.get_config(f"{base},init=scratch")
     for part in (config.finetune, config.scratch):
-        part.train_for = FINETUNE_FOR[arg.size]
         part.labels = arg.labels
     config.evaluate = evaluate.get_config()
     return config

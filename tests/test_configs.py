@@ -19,10 +19,12 @@ from tests.stage_helpers import tiny
 from tfds_angio.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FILES = sorted(p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("common.py", "__init__.py"))
+FILES = sorted(
+    p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("common.py", "__init__.py")
+)
 ARGUMENTS = {
-    "pretrain.py": ("size=paper,small,tiny", "preset=fixed,paper"),
-    "finetune.py": ("size=paper,small,tiny", "preset=fixed,paper", "init=pretrained,scratch"),
+    "pretrain.py": ("size=paper,small,demo,tiny", "preset=fixed,paper"),
+    "finetune.py": ("size=paper,small,demo,tiny", "preset=fixed,paper", "init=pretrained,scratch"),
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
 }  # fmt: skip
@@ -46,7 +48,9 @@ def test_every_config_loads_and_is_consistent(name, arg):
     stored = config_lib.to_dict(config)
     assert json.loads(json.dumps(stored)) == stored
     assert config_lib.to_dict(config_lib.from_dict(stored)) == stored
-    parts = [config.pretrain, config.finetune, config.scratch] if name == "quickstart.py" else [config]
+    parts = (
+        [config.pretrain, config.finetune, config.scratch] if name == "quickstart.py" else [config]
+    )
     for part in parts:
         if "objective" in part:
             objective = objectives.create(part)

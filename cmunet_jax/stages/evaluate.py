@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cmunet_jax import config as config_lib
 from cmunet_jax.data import datasets
-from cmunet_jax.evaluation import evaluator
+from cmunet_jax.evaluation import evaluator, results
 from cmunet_jax.stages import record, segment
 from cmunet_jax.train import sharding
 
@@ -67,12 +67,6 @@ def print_summary(directory: pathlib.Path, *, title: str) -> None:
     table = Table(title=f"{title}: {summary['n']} images, mean per image with 95 % interval")
     for name in ("metric", "mean", "95 % interval", "pooled"):
         table.add_column(name, justify="left" if name == "metric" else "right")
-    for name, row in summary["metrics"].items():
-        pooled = row.get("pooled")
-        table.add_row(
-            name,
-            f"{row['mean']:.4f}",
-            f"{row['low']:.4f} to {row['high']:.4f}",
-            "" if pooled is None else f"{pooled:.4f}",
-        )
+    for row in results.text_table(summary):
+        table.add_row(*row)
     Console().print(table)

@@ -57,7 +57,8 @@ def update_ema(old: Tree, new: Tree, *, decay: float, step: jax.Array) -> Tree:
     """Moves an average towards `new`; the decay starts low so that early averages are not stale.
 
     Args:
-      old, new: pytrees of equal structure.
+      old: the average so far, a pytree.
+      new: what it moves towards, of the same structure.
       decay: asymptotic decay in [0, 1).
       step: int32 scalar, steps done before this one.
 

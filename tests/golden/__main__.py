@@ -17,10 +17,10 @@ from types import ModuleType
 
 import numpy as np
 
-from tests.golden import cmunet, unet
+from tests.golden import cmunet, metrics, preprocess, unet
 from tests.golden.case import Check
 
-CHECKERS: tuple[ModuleType, ...] = (unet, cmunet)
+CHECKERS: tuple[ModuleType, ...] = (unet, cmunet, metrics, preprocess)
 # Cases of methods that this package does not have; listed, so that nothing is passed over unseen.
 WITHOUT_CHECKER = ("*_spark_w*", "*_moco*")
 
