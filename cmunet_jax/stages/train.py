@@ -79,7 +79,7 @@ def _load_inputs(config: ml_collections.ConfigDict, initial: checkpoint.Loaded |
         changes = config_lib.differences(chain.to_dict(), initial.preprocessing)
         raise UserError(
             f"config.preprocessing differs from that of config.init_from={initial.path} "
-            f"({changes[0]}). Weights only work on images prepared as they were trained on: use the "
+            f"({changes[0]}). Weights only work on images prepared as in their training: use the "
             "same size and preset as in pre-training, e.g. --config configs/finetune.py:size=small"
         )
     dataset = datasets.open_or_build(config.data)
@@ -160,7 +160,7 @@ def _transfer(variables: Variables, initial: checkpoint.Loaded) -> Variables:
     )
     print(f"Weights from {initial.path} (step {initial.step:,}, {initial.digest[:12]}):")
     print(transfer.format_report(report), flush=True)
-    return variables.replace(params=params, batch_stats=stats)
+    return dataclasses.replace(variables, params=params, batch_stats=stats)
 
 
 def _fit(
@@ -178,12 +178,13 @@ def _fit(
     """Puts the parts together and trains."""
     size = len(inputs.rows)
     train_step = TrainStep(objective, tx, spec_of(config, size=size), mesh)
-    arrays = _resident_arrays(config, inputs, mesh)
+    arrays = _resident_arrays(inputs, mesh)
     hooks = loop.Hooks(
         log_every=steps["log"],
         eval_every=steps["eval"],
         pictures_every=steps["pictures"],
         save_every=steps["save"],
+        save_evaluated=bool(config.checkpoint.best),
         evaluate=_in_training_evaluator(config, objective, inputs, mesh),
         pictures=_picture_maker(objective, train_step, arrays, mesh),
     )
@@ -210,11 +211,9 @@ def _fit(
     return 0
 
 
-def _resident_arrays(
-    config: ml_collections.ConfigDict, inputs: Inputs, mesh: jax.sharding.Mesh
-) -> Any:
+def _resident_arrays(inputs: Inputs, mesh: jax.sharding.Mesh) -> Any:
     """The whole prepared set on every device, or nothing when streaming."""
-    if config.data.streaming:
+    if isinstance(inputs.rows, source.OnTheFly):
         return None
     return jax.device_put(inputs.rows.arrays(), sharding.replicated(mesh))
 

@@ -35,12 +35,14 @@ class Hooks:
       eval_every: `evaluate(state)` -> scalars.
       pictures_every: `pictures(state)` -> named images [N, H, W, C] float32 in [0, 1].
       save_every: checkpoints.
+      save_evaluated: also save after each evaluation, so that the best can be kept.
     """
 
     log_every: int
     eval_every: int
     pictures_every: int
     save_every: int
+    save_evaluated: bool = False
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
     pictures: Callable[[TrainState], dict[str, np.ndarray]] | None = None
 
@@ -76,12 +78,48 @@ def _means(totals: Metrics, step: int) -> dict[str, float]:
     """Fetches the accumulator (the only device-to-host copy of the loop) and divides."""
     fetched = jax.device_get(totals)
     means = {f"train/{k}": float(s) / max(float(n), 1.0) for k, (s, n) in fetched.items()}
-    if not np.isfinite(means["train/loss"]):
-        raise UserError(
-            f"the training loss is {means['train/loss']} at step {step}: nothing of it was saved. "
-            "Lower config.optim.learning_rate or set config.optim.clip_norm=1.0, then resume."
-        )
+    for name in ("loss", "gradient_norm"):
+        if not np.isfinite(means[f"train/{name}"]):
+            raise UserError(
+                f"the {name.replace('_', ' ')} is {means[f'train/{name}']} at step {step}; earlier "
+                "checkpoints are kept. Lower config.optim.learning_rate or set "
+                "config.optim.clip_norm=1.0, then start again in another --workdir."
+            )
     return means
+
+
+@dataclasses.dataclass(frozen=True)
+class _Between:
+    """What is done between two steps: pictures, evaluation, saving, in this order."""
+
+    hooks: Hooks
+    checkpointer: Checkpointer
+    writer: metric_writers.MetricWriter
+
+    def __call__(self, step: int, state: TrainState, totals: Metrics, *, last: bool) -> None:
+        """Does what is due after `step` steps; everything after the last."""
+        hooks, scores = self.hooks, None
+        if hooks.pictures and (last or _due(hooks.pictures_every, step)):
+            for name, images in hooks.pictures(state).items():
+                self.writer.write_images(step, {name: images})
+        if hooks.evaluate and (last or _due(hooks.eval_every, step)):
+            scores = hooks.evaluate(state)
+            self.writer.write_scalars(step, scores)
+        if last or _due(hooks.save_every, step) or (scores and hooks.save_evaluated):
+            self.save(step, state, totals, scores=scores, force=last)
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        totals: Metrics,
+        *,
+        scores: dict[str, float] | None = None,
+        force: bool = False,
+    ) -> None:
+        """Saves, but never a state whose loss is not finite."""
+        _means(totals, step)
+        self.checkpointer.save(step, state, metrics=scores, force=force)
 
 
 def fit(
@@ -119,20 +157,7 @@ def fit(
       UserError: if the loss is not finite.
     """
     start = int(state.step)
-    scores: dict[str, float] = {}
-
-    def evaluate_and_save(step: int, state: TrainState, *, last: bool) -> None:
-        nonlocal scores
-        if hooks.pictures and (last or _due(hooks.pictures_every, step)):
-            for name, images in hooks.pictures(state).items():
-                writer.write_images(step, {name: images})
-        if hooks.evaluate and step and (last or _due(hooks.eval_every, step)):
-            scores = hooks.evaluate(state)
-            writer.write_scalars(step, scores)
-        if step and (last or _due(hooks.save_every, step)):
-            _means(totals, step)  # Never save a state whose loss is not finite.
-            checkpointer.save(step, state, metrics=scores or None, force=last)
-
+    between = _Between(hooks, checkpointer, writer)
     if start >= total_steps:
         return state
     batches = data(start)
@@ -143,7 +168,7 @@ def fit(
     with _StopRequest() as stop:
         for step in range(start, total_steps):
             if step > start:
-                evaluate_and_save(step, state, last=False)
+                between(step, state, totals, last=False)
                 batch = next(batches)
             with jax.transfer_guard("disallow"):
                 state, totals = compiled(state, totals, batch)
@@ -155,11 +180,10 @@ def fit(
                 totals = train_step.zero_metrics(state, batch)
             progress(done)
             if stop.received and done < total_steps:
-                _means(totals, done)
-                checkpointer.save(done, state, metrics=scores or None, force=True)
+                between.save(done, state, totals, force=True)
                 checkpointer.wait()
                 raise Preempted(f"{stop.received} at step {done}: saved.")
-        evaluate_and_save(total_steps, state, last=True)
+        between(total_steps, state, totals, last=True)
         checkpointer.wait()
     return state
 

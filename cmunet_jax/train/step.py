@@ -1,5 +1,7 @@
 """The one train step: gather, views, loss, update; jitted as a whole, state donated."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,7 +70,7 @@ def _prepare(objective: Objective, state: TrainState, parts: Any, key: Array) ->
 
     def one(carry, xs):
         part, index = xs
-        variables = state.variables.replace(**carry)
+        variables = dataclasses.replace(state.variables, **carry)
         context, carry = objective.prepare(variables, part, key, train=True)
         if "position" in context:
             context["position"] = context["position"] * count + index
@@ -178,7 +180,8 @@ def apply(
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new = state.replace(
+    new = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         batch_stats=obj_state["batch_stats"],
@@ -186,10 +189,11 @@ def apply(
         opt_state=opt_state,
     )
     if state.ema_params is not None:
-        average = dict(decay=spec.ema_decay, step=state.step)
-        new = new.replace(
-            ema_params=state_lib.update_ema(state.ema_params, params, **average),
-            ema_batch_stats=state_lib.update_ema(state.ema_batch_stats, new.batch_stats, **average),
+        follow = functools.partial(state_lib.update_ema, decay=spec.ema_decay, step=state.step)
+        new = dataclasses.replace(
+            new,
+            ema_params=follow(state.ema_params, params),
+            ema_batch_stats=follow(state.ema_batch_stats, new.batch_stats),
         )
     metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones((), jnp.float32))
     return new, metrics

@@ -1,0 +1,109 @@
+"""The order of the loop, and that a loss which is not finite is never saved."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cmunet_jax.train import loop, sharding
+from cmunet_jax.train.step import TrainStep
+from tests.objectives import tiny
+from tests.train.test_step import arrays, spec, start
+from tfds_angio.errors import UserError
+
+
+class Recorder:
+    """Stands for checkpointer, writer and progress; remembers what it was told, in order."""
+
+    def __init__(self):
+        self.events = []
+
+    def save(self, step, state, *, metrics=None, force=False):
+        self.events.append(("save", step, metrics))
+
+    def wait(self):
+        self.events.append(("wait",))
+
+    def write_scalars(self, step, scalars):
+        self.events.append(("log" if "train/loss" in scalars else "scores", step))
+
+    def write_images(self, step, images):
+        self.events.append(("picture", step))
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """A compiled tiny step, its state maker and data."""
+    mesh, tx = sharding.create_mesh(), optax.adam(1e-3)
+    objective = tiny.OBJECTIVES["scratch-fixed"]
+    data = jax.device_put(arrays(), sharding.replicated(mesh))
+    step = TrainStep(objective, tx, spec(objective), mesh)
+    return step, lambda: start(objective, tx, mesh), data
+
+
+def fit(parts, recorder, *, steps=4, data=None, **hooks):
+    step, make_state, resident = parts
+    values = dict(log_every=2, eval_every=0, pictures_every=0, save_every=0) | hooks
+    return loop.fit(
+        step, make_state(), lambda first: itertools.repeat(resident if data is None else data),
+        total_steps=steps, hooks=loop.Hooks(**values), checkpointer=recorder, writer=recorder,
+        progress=lambda done: None, rate=lambda s: 0.1, stage="finetune",
+    )  # fmt: skip
+
+
+def test_evaluate_save_step_log(parts):
+    recorder = Recorder()
+    state = fit(
+        parts, recorder, eval_every=2, save_every=2, pictures_every=4,
+        evaluate=lambda state: {"val/dice": float(state.step)},
+        pictures=lambda state: {"image": np.zeros((1, 2, 2, 1))},
+    )  # fmt: skip
+    assert int(state.step) == 4
+    assert recorder.events == [
+        ("log", 2),
+        ("scores", 2),
+        ("save", 2, {"val/dice": 2.0}),
+        ("log", 4),
+        ("picture", 4),
+        ("scores", 4),
+        ("save", 4, {"val/dice": 4.0}),
+        ("wait",),
+    ]
+
+
+def test_saves_without_evaluation_carry_no_stale_score(parts):
+    recorder = Recorder()
+    fit(parts, recorder, eval_every=2, save_every=3, evaluate=lambda state: {"val/dice": 1.0})
+    assert ("save", 3, None) in recorder.events
+    assert ("save", 2, {"val/dice": 1.0}) not in recorder.events
+    recorder = Recorder()
+    fit(
+        parts, recorder, eval_every=2, save_every=3, save_evaluated=True,
+        evaluate=lambda state: {"val/dice": 1.0},
+    )  # fmt: skip
+    assert ("save", 2, {"val/dice": 1.0}) in recorder.events
+
+
+def test_a_finished_state_is_returned_untouched(parts):
+    step, make_state, _ = parts
+    done = dataclasses.replace(make_state(), step=jnp.asarray(4))
+    recorder = Recorder()
+    hooks = loop.Hooks(log_every=1, eval_every=1, pictures_every=1, save_every=1)
+    out = loop.fit(
+        step, done, None, total_steps=4, hooks=hooks, checkpointer=recorder, writer=recorder,
+        progress=None, rate=None, stage="finetune",
+    )  # fmt: skip
+    assert out is done and not recorder.events
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(parts):
+    step, _, data = parts
+    broken = data | {"scale": jnp.full_like(data["scale"], jnp.inf)}
+    recorder = Recorder()
+    with pytest.raises(UserError, match="at step .*learning_rate"):
+        fit(parts, recorder, save_every=1, log_every=3, data=broken)
+    assert not [event for event in recorder.events if event[0] == "save"]
