@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import itertools
@@ -165,9 +166,9 @@ class AngioBuilder(  # type: ignore[call-arg]
     built: Plan
     rows: dict[str, list[dict[str, str]]]
 
+    @abc.abstractmethod
     def plan(self, request: Request) -> Plan:
         """Decides which examples go where. UserError when the source cannot be used."""
-        raise NotImplementedError
 
     @classmethod
     def source_signature(cls, source: Path) -> str:

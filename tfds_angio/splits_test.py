@@ -81,7 +81,7 @@ def test_every_patient_gets_one_split_and_no_split_is_empty(patients, seed):
 def test_image_counts_approach_the_fractions(seed):
     patients = {f"p{i}": 1 + i % 5 for i in range(100)}
     assigned = splits.patient_splits(patients, fractions=FRACTIONS, seed=seed)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for patient, split in assigned.items():
         counts[split] += patients[patient]
     for split, fraction in FRACTIONS.items():
