@@ -36,6 +36,8 @@ def spec(objective, **changes):
     """A Spec of the supervised or the pre-training view at 32²."""
     name = objective.views[0]
     options = from_dict(views.default_options(name, SIZE))
+    if name == "online_target":
+        options.crop, options.max_offset = SIZE, 0  # 2 x 2 patches
     values = dict(
         seed=3, batch_size=BATCH, accumulation=1, ema_decay=0.9, views=options, size=EXAMPLES,
         resident=True,
@@ -45,8 +47,8 @@ def spec(objective, **changes):
 
 def start(objective, tx, mesh, *, ema=True):
     """The state before the first step, on the mesh."""
-    side = SIZE if isinstance(objective, Scratch) else 16
-    variables = objective.init(jax.random.key(0), (side, side, 1))
+    init = jax.jit(objective.init, static_argnums=1)
+    variables = init(jax.random.key(0), (SIZE, SIZE, 1))
     return jax.device_put(state_lib.create(variables, tx, ema=ema), sharding.replicated(mesh))
 
 
@@ -71,7 +73,7 @@ def test_microbatches_interleave_and_merge_back(parts):
     np.testing.assert_array_equal(split[0], x[::parts])
 
 
-@pytest.mark.parametrize("name", ["cmunet-fixed", "cmunet-paper", "cmunet-ema"])
+@pytest.mark.parametrize("name", ["cmunet-paper", "cmunet-ema"])
 def test_accumulation_keeps_the_negatives_of_the_whole_batch(name):
     """With frozen normalisation, accumulated gradients equal those of one pass."""
     objective = tiny.OBJECTIVES[name]
