@@ -237,7 +237,7 @@ def children_of(pid: int) -> set[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_killed_build_leaves_nothing_finished_and_the_next_one_cleans_up(tmp_path):
-    root = write_folder(tmp_path / "source", patients=120, size=400, unlabelled=60)
+    root = write_folder(tmp_path / "source", patients=60, size=256, unlabelled=30)
     data = tmp_path / "data"
     process = start(root, data)
     wait_for(lambda: any(data.glob(".building-*/new/**/*incomplete*")))  # TFDS is writing
@@ -252,7 +252,7 @@ def test_killed_build_leaves_nothing_finished_and_the_next_one_cleans_up(tmp_pat
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 20)
     made = build_set("angio_folder", data_dir=data, source=root, workers=0, progress=False)
     assert not leftovers(data)
-    assert sum(made.sizes.values()) == 240 and len(made.source("train")[0]["image"]) == 400
+    assert sum(made.sizes.values()) == 120 and len(made.source("train")[0]["image"]) == 256
 
 
 def test_two_builds_at_once(tmp_path, folder, dataset):
