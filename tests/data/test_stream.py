@@ -66,6 +66,7 @@ def test_resuming_is_starting_later(split):
             assert_equal(one, other)
 
 
+@pytest.mark.parametrize("split", ["fixed"], indirect=True)  # processes take seconds to start
 def test_a_worker_process_changes_nothing(split):
     for one, other in zip(take(5, split), take(5, split, workers=2), strict=True):
         assert_equal(one, other)
