@@ -84,7 +84,8 @@ def test_l2_normalise_survives_zero():
 
 
 def test_info_nce_against_numpy():
-    queries, keys = RNG.standard_normal((3, 5)), RNG.standard_normal((6, 5))
+    queries = RNG.standard_normal((3, 5)).astype(np.float32)
+    keys = RNG.standard_normal((6, 5)).astype(np.float32)
     positives = np.array([4, 0, 2])
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     logits = unit(queries) @ unit(keys).T / 0.1

@@ -1,15 +1,15 @@
-"""The layers of the U-Net, each written the way XLA compiles well and the plain way.
+"""The layers of the U-Net that Flax does not have in the form needed here.
 
 `fast=True` takes a form that XLA compiles to quick code on CPU, where the stock gradient of max
 pooling and the stock transposed convolution are several times slower. `fast=False` takes the
 textbook operation. Both have the same parameters, values and gradients (tests: 1e-10 in float64).
+Convolving the halves of a concatenation apart was measured too: no faster, so it is not here.
 
 Parameters are float32; `dtype` is the type of the computation. Layout is [B, H, W, C].
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -23,38 +23,6 @@ Dtype = Any
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 he_normal = nn.initializers.he_normal()
-
-
-class Conv(nn.Module):
-    """Convolution with 'same' zero padding over the concatenation of its inputs.
-
-    The inputs are never concatenated when `fast`: conv([a, b], w) = conv(a, w_a) + conv(b, w_b)
-    saves writing and reading the widest maps of the network. The kernel is one array
-    [k, k, sum of input channels, features] either way.
-    """
-
-    features: int
-    kernel_size: int = 3
-    dtype: Dtype = jnp.float32
-    fast: bool = True
-
-    @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
-        """Maps arrays [B, H, W, C_i] to [B, H, W, features]."""
-        channels = [x.shape[-1] for x in inputs]
-        shape = (self.kernel_size, self.kernel_size, sum(channels), self.features)
-        kernel = self.param("kernel", he_normal, shape, jnp.float32).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        inputs = tuple(x.astype(self.dtype) for x in inputs)
-        if self.fast:
-            parts = jnp.split(kernel, np.cumsum(channels)[:-1], axis=2)
-        else:
-            inputs, parts = (jnp.concatenate(inputs, axis=-1),), [kernel]
-        y = sum(
-            lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=_NHWC)
-            for x, k in zip(inputs, parts)
-        )
-        return y + bias.astype(self.dtype)
 
 
 class UpConv(nn.Module):
@@ -94,15 +62,11 @@ class BatchNorm(nn.Module):
     `dtype`. The variance is the mean of squared deviations: exact where the mean is large.
 
     Under jit over a sharded batch they are the statistics of the global batch.
-
-    `fast` takes `normalise`, whose hand-written gradient reads the input in `dtype` and sums in
-    stages; False leaves sums and gradient to JAX.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.9
     dtype: Dtype = jnp.float32
-    fast: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -112,85 +76,23 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
-        x = x.astype(self.dtype)
-        if not train:
-            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-            gain = lax.rsqrt(running_var.value + self.epsilon) * scale
-            return ((wide - running_mean.value) * gain + bias).astype(self.dtype)
-        function = normalise if self.fast else _normalise_plain
-        y, mean, var = function(x, scale, bias, self.epsilon)
-        if not self.is_initializing():
-            n = x.size // features
-            unbiased = var * (n / max(n - 1, 1))
-            running_mean.value = self._blend(running_mean.value, mean)
-            running_var.value = self._blend(running_var.value, unbiased)
-        return y
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            var = jnp.square(x - mean).mean(axes)
+            if not self.is_initializing():
+                n = x.size // features
+                unbiased = var * (n / max(n - 1, 1))
+                running_mean.value = self._blend(running_mean.value, mean)
+                running_var.value = self._blend(running_var.value, unbiased)
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(self.dtype)
 
     def _blend(self, running: Array, batch: Array) -> Array:
         return self.momentum * running + (1 - self.momentum) * lax.stop_gradient(batch)
-
-
-def _normalise_plain(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, ...]:
-    """Batch normalisation as the textbook has it; see `normalise`."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    mean = wide.mean(axes)
-    var = jnp.square(wide - mean).mean(axes)
-    y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-    return y.astype(x.dtype), mean, var
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalise(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, ...]:
-    """Normalises the last axis by the statistics of all others.
-
-    Args:
-      x: [..., C]; what is kept for the gradient, in its own type.
-      scale: [C].
-      bias: [C].
-      epsilon: added to the variance.
-
-    Returns:
-      y like x, mean [C] and biased variance [C]; gradients flow through y only.
-    """
-    return _normalise_forward(x, scale, bias, epsilon)[0]
-
-
-def _normalise_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    n = x.size // x.shape[-1]
-    mean = staged_sum(wide) / n
-    var = staged_sum(jnp.square(wide - mean)) / n
-    inverse = lax.rsqrt(var + epsilon)
-    y = (wide - mean) * (inverse * scale) + bias
-    return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse)
-
-
-def _normalise_backward(epsilon: float, saved: Any, cotangents: Any) -> tuple[Array, ...]:
-    x, scale, mean, inverse = saved
-    wide = x.astype(mean.dtype)
-    dy = cotangents[0].astype(mean.dtype)
-    n = x.size // x.shape[-1]
-    standard = (wide - mean) * inverse
-    d_bias = staged_sum(dy)
-    d_scale = staged_sum(dy * standard)
-    dx = (dy - d_bias / n - standard * (d_scale / n)) * (scale * inverse)
-    return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(scale.dtype)
-
-
-normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-def staged_sum(x: Array) -> Array:
-    """Sums [..., C] over all axes but the last, one axis after another.
-
-    XLA on CPU adds up a reduction in one running float32 sum, and merges consecutive reductions
-    into one. Over the 10^5 to 10^6 pixels of a batch that rounding is the largest error of the
-    network's gradients (5e-4 of the first layer's, measured); in stages it is 1000 times smaller.
-    """
-    while x.ndim > 1:
-        x = lax.optimization_barrier(x.sum(-2))
-    return x
 
 
 def max_pool(x: Array, *, fast: bool = True) -> Array:

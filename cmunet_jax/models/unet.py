@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cmunet_jax.models.layers import BatchNorm, Conv, UpConv, max_pool, upsample_bilinear
+from cmunet_jax.models.layers import BatchNorm, UpConv, he_normal, max_pool, upsample_bilinear
 from tfds_angio.errors import UserError
 
 Array = jax.Array
@@ -26,21 +26,18 @@ UPSAMPLING = ("transposed", "bilinear")
 
 
 class Block(nn.Module):
-    """Two times 3×3 convolution, batch normalisation, ReLU; several inputs are concatenated."""
+    """Two times 3×3 convolution, batch normalisation, ReLU."""
 
     features: int
     dtype: Dtype = jnp.float32
-    fast: bool = True
 
     @nn.compact
-    def __call__(self, *inputs: Array, train: bool) -> Array:
-        """Maps arrays [B, H, W, C_i] to [B, H, W, features], non-negative."""
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Maps [B, H, W, C] to [B, H, W, features], non-negative."""
         for i in (1, 2):
-            x = Conv(self.features, dtype=self.dtype, fast=self.fast, name=f"conv{i}")(*inputs)
-            inputs = (
-                nn.relu(BatchNorm(dtype=self.dtype, fast=self.fast, name=f"bn{i}")(x, train=train)),
-            )
-        return inputs[0]
+            x = _conv(self.features, 3, self.dtype, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train))
+        return x
 
 
 class Encoder(nn.Module):
@@ -65,12 +62,10 @@ class Encoder(nn.Module):
         check_size(x.shape[1], x.shape[2])
         skips = []
         for level in range(LEVELS):
-            x = Block(self.width << level, self.dtype, self.fast, name=f"down{level + 1}")(
-                x, train=train
-            )
+            x = Block(self.width << level, self.dtype, name=f"down{level + 1}")(x, train=train)
             skips.append(x)
             x = max_pool(x, fast=self.fast)
-        x = Block(self.width << LEVELS, self.dtype, self.fast, name="bottleneck")(x, train=train)
+        x = Block(self.width << LEVELS, self.dtype, name="bottleneck")(x, train=train)
         return x, skips
 
 
@@ -99,10 +94,9 @@ class Decoder(nn.Module):
                 x = upsample_bilinear(x)
             else:
                 x = UpConv(features, self.dtype, self.fast, name=f"upsample{level + 1}")(x)
-            x = Block(features, self.dtype, self.fast, name=f"up{level + 1}")(
-                x, skips[level], train=train
-            )
-        head = Conv(self.out_channels, 1, self.dtype, self.fast, name="head")
+            x = jnp.concatenate([x, skips[level]], axis=-1)
+            x = Block(features, self.dtype, name=f"up{level + 1}")(x, train=train)
+        head = _conv(self.out_channels, 1, self.dtype, name="head")
         return head(x).astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
@@ -123,6 +117,10 @@ class UNet(nn.Module):
             self.width, self.out_channels, self.dtype, self.up, self.fast, name="decoder"
         )
         return decoder(*encoder(x, train=train), train=train)
+
+
+def _conv(features: int, size: int, dtype: Dtype, *, name: str) -> nn.Conv:
+    return nn.Conv(features, (size, size), dtype=dtype, kernel_init=he_normal, name=name)
 
 
 def check_size(height: int, width: int) -> None:

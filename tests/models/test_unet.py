@@ -7,6 +7,7 @@ import pytest
 
 from cmunet_jax.models.heads import Projector, adapt, init_adapter
 from cmunet_jax.models.unet import Encoder, UNet
+from tests.models.random_weights import random_weights
 from tfds_angio.errors import UserError
 
 
@@ -32,18 +33,23 @@ def test_the_paper_size_has_31_million_parameters():
 def test_logits_have_the_size_of_the_image_and_are_float32(up):
     network = UNet(2, dtype=jnp.bfloat16, up=up)
     x = jnp.ones((2, 48, 32, 1))
-    variables = network.init(jax.random.key(0), x, train=True)
+    variables = jax.jit(lambda k: network.init(k, x, train=True))(jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    logits = network.apply(variables, x, train=False)
+    logits = jax.jit(lambda v: network.apply(v, x, train=False))(variables)
     assert logits.shape == (2, 48, 32, 2) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all()
 
 
 def test_bfloat16_is_close_to_float32():
     x = jax.random.normal(jax.random.key(1), (2, 32, 32, 1))
-    variables = UNet(4).init(jax.random.key(0), x, train=True)
-    exact = UNet(4).apply(variables, x, train=True, mutable=["batch_stats"])[0]
-    rough = UNet(4, dtype=jnp.bfloat16).apply(variables, x, train=True, mutable=["batch_stats"])[0]
+    variables = random_weights(UNet(4), x, train=True)
+    exact, rough = (
+        jax.jit(
+            lambda v, network: network.apply(v, x, train=True, mutable=["batch_stats"])[0],
+            static_argnums=1,
+        )(variables, UNet(4, dtype=dtype))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     assert 0 < np.abs(exact - rough).mean() < 0.05 * np.abs(exact).mean() + 0.05
 
 
@@ -85,8 +91,9 @@ def test_projector_has_the_sizes_of_the_paper():
 def test_the_spatial_adapter_writes_each_position_into_its_own_pixels():
     adapter = init_adapter(jax.random.key(0), 5)
     bottleneck = jax.random.normal(jax.random.key(1), (2, 3, 4, 5))
+    jitted = jax.jit(adapt, static_argnames="spatial")
     outputs = np.asarray(bottleneck @ adapter["kernel"] + adapter["bias"])
-    spatial = np.asarray(adapt(adapter, bottleneck, spatial=True)).reshape(2, 48, 64)
+    spatial = np.asarray(jitted(adapter, bottleneck, spatial=True)).reshape(2, 48, 64)
     np.testing.assert_allclose(spatial[1, 16:32, 48:64].ravel(), outputs[1, 1, 3], atol=1e-5)
-    released = np.asarray(adapt(adapter, bottleneck, spatial=False))
+    released = np.asarray(jitted(adapter, bottleneck, spatial=False))
     np.testing.assert_allclose(released[1].reshape(256, 3, 4)[:, 1, 3], outputs[1, 1, 3], atol=1e-5)
