@@ -12,7 +12,7 @@ or validation image selects anything. About fifteen minutes on two cores with si
 from cmunet_jax import objectives
 from configs import common
 
-STEPS = {"paper": 2000, "small": 1200, "demo": 300, "tiny": 24}
+STEPS = {"paper": 2000, "small": 1200, "demo": 400, "tiny": 24}
 BATCH = {"paper": 16, "small": 16, "demo": 16, "tiny": 8}
 
 

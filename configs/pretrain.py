@@ -17,7 +17,7 @@ from configs import common
 BATCH = {"paper": 256, "small": 32, "demo": 16, "tiny": 8}
 # The released run is 16 devices of 16 images; the same normalisation batch on one device.
 ACCUMULATION = {"paper": 16}
-TRAIN_FOR = {"paper": "300 epochs", "small": "1500 steps", "demo": "400 steps", "tiny": "24 steps"}
+TRAIN_FOR = {"paper": "300 epochs", "small": "1500 steps", "demo": "500 steps", "tiny": "24 steps"}
 
 
 def get_config(arg=None):
