@@ -385,6 +385,7 @@ def test_sheet(archive, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data/arcade is absent")
 def test_real_copy(tmp_path):
     made = build("arcade", data_dir=tmp_path, source=REAL, progress=False)
