@@ -96,10 +96,19 @@ def background(image: np.ndarray, field: np.ndarray, *, sigma: float) -> np.ndar
       field: bool [S, S]; pixels outside have no weight.
       sigma: standard deviation in pixels.
     """
+    size = image.shape[0]
     weight = field.astype(np.float32)
-    blurred = cv2.GaussianBlur(image * weight, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    support = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-    return blurred / np.maximum(support, 1e-6)
+    pair: np.ndarray = np.dstack([image * weight, weight])
+    if size > _WORKING_SIZE:  # a mean over an eighth of the image needs no full resolution
+        pair = cv2.resize(pair, (_WORKING_SIZE,) * 2, interpolation=cv2.INTER_AREA)
+        sigma = sigma * _WORKING_SIZE / size
+    blurred, support = cv2.split(
+        cv2.GaussianBlur(pair, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    )
+    local: np.ndarray = blurred / np.maximum(support, 1e-6)
+    if size > _WORKING_SIZE:
+        local = cv2.resize(local, (size, size), interpolation=cv2.INTER_LINEAR)
+    return local
 
 
 def fade(field: np.ndarray, valid: np.ndarray, *, width: float) -> np.ndarray:
