@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cmunet_jax import losses
+from cmunet_jax.models import initialise
 from cmunet_jax.models.heads import Projector, adapt, init_adapter
 from cmunet_jax.models.unet import LEVELS, Decoder, Encoder, check_size
 from cmunet_jax.objectives import base
@@ -127,31 +128,28 @@ class CMUNet:
         """
         height, width = image_shape[:2]
         check_size(height, width)
-        keys = iter(jax.random.split(key, 6))
-        # Shapes are all that initialisation needs of its inputs.
-        image = jnp.zeros((1, *image_shape))
-        features, skips = jax.eval_shape(
-            lambda x: self._encoder.init_with_output(jax.random.key(0), x, train=True)[0], image
+        network_key, adapter_key = jax.random.split(key)
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        features = jax.eval_shape(
+            lambda k, x: self._encoder.init_with_output(k, x, train=True)[0], key, image
         )
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (features, skips))
-        made = {
-            "encoder": self._encoder.init(next(keys), image, train=True),
-            "pixel_decoder": self._decoder.init(next(keys), *zeros, train=True),
-            "feature_decoder": self._decoder.init(next(keys), *zeros, train=True),
-            "projector": self._projector.init(
-                next(keys), jnp.zeros((1, height * width)), train=True
-            ),
-            "predictor": self._projector.init(
-                next(keys), jnp.zeros((1, 4 * self.width)), train=True
-            ),
+        flat = jax.ShapeDtypeStruct((1, height * width), jnp.float32)
+        projection = jax.ShapeDtypeStruct((1, 4 * self.width), jnp.float32)
+        shapes = {
+            "encoder": initialise.shapes_of(self._encoder, image),
+            "pixel_decoder": initialise.shapes_of(self._decoder, *features),
+            "feature_decoder": initialise.shapes_of(self._decoder, *features),
+            "projector": initialise.shapes_of(self._projector, flat),
+            "predictor": initialise.shapes_of(self._projector, projection),
         }
+        made = initialise.draw(network_key, shapes)
         params = {name: v["params"] for name, v in made.items()}
         batch_stats = {name: v["batch_stats"] for name, v in made.items()}
         extra: dict[str, Any] = {}
         if self._trains_adapter:
-            params["adapter"] = init_adapter(next(keys), self.width << LEVELS)
+            params["adapter"] = init_adapter(adapter_key, self.width << LEVELS)
         elif self.adapter == "fixed":
-            extra["adapter"] = init_adapter(next(keys), self.width << LEVELS)
+            extra["adapter"] = init_adapter(adapter_key, self.width << LEVELS)
         # Copies, since buffers that are donated must not be shared.
         extra["target"] = _copy({name: params[name] for name in self._followers})
         extra["target_batch_stats"] = _copy({name: batch_stats[name] for name in MOMENTUM_NETWORKS})

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from cmunet_jax import losses
+from cmunet_jax.models import initialise
 from cmunet_jax.models.unet import UNet, check_size
 from cmunet_jax.objectives import base
 from cmunet_jax.objectives.base import Array, Out, State, Transfer, Tree, Variables
@@ -54,7 +55,9 @@ class Scratch(base.WithoutContext):
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> Variables:
         """Fresh variables for images [H, W, 1]; UserError unless 16 divides H and W."""
         check_size(*image_shape[:2])
-        made = self.network.init(key, jnp.zeros((1, *image_shape)), train=True)
+        made = initialise.draw(
+            key, initialise.shapes_of(self.network, jnp.zeros((1, *image_shape)))
+        )
         return Variables(params=made["params"], batch_stats=made["batch_stats"], extra={})
 
     def loss(

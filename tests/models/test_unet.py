@@ -1,11 +1,13 @@
 """The U-Net and the heads: shapes, sizes, options, refusals."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cmunet_jax.models.heads import Projector, adapt, init_adapter
+from cmunet_jax.models.initialise import draw, shapes_of
 from cmunet_jax.models.unet import Encoder, UNet
 from tests.models.random_weights import random_weights
 from tfds_angio.errors import UserError
@@ -33,7 +35,7 @@ def test_the_paper_size_has_31_million_parameters():
 def test_logits_have_the_size_of_the_image_and_are_float32(up):
     network = UNet(2, dtype=jnp.bfloat16, up=up)
     x = jnp.ones((2, 48, 32, 1))
-    variables = jax.jit(lambda k: network.init(k, x, train=True))(jax.random.key(0))
+    variables = draw(jax.random.key(0), shapes_of(network, x))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     logits = jax.jit(lambda v: network.apply(v, x, train=False))(variables)
     assert logits.shape == (2, 48, 32, 2) and logits.dtype == jnp.float32
@@ -97,3 +99,29 @@ def test_the_spatial_adapter_writes_each_position_into_its_own_pixels():
     np.testing.assert_allclose(spatial[1, 16:32, 48:64].ravel(), outputs[1, 1, 3], atol=1e-5)
     released = np.asarray(jitted(adapter, bottleneck, spatial=False))
     np.testing.assert_allclose(released[1].reshape(256, 3, 4)[:, 1, 3], outputs[1, 1, 3], atol=1e-5)
+
+
+def test_drawn_weights_have_the_moments_of_flax_initialisation():
+    module, x = UNet(8), jnp.zeros((1, 16, 16, 1))
+    made = draw(jax.random.key(0), shapes_of(module, x))
+    assert jax.tree.structure(made) == jax.tree.structure(_shapes(module, x))
+    for path in (("encoder", "bottleneck", "conv2"), ("decoder", "upsample4"), ("decoder", "head")):
+        layer = made["params"]
+        for part in path:
+            layer = layer[part]
+        kernel = np.asarray(layer["kernel"])
+        reference = nn.initializers.he_normal()(jax.random.key(1), kernel.shape)
+        assert (layer["bias"] == 0).all()
+        if kernel.size > 1000:
+            np.testing.assert_allclose(kernel.std(), reference.std(), rtol=0.02)
+            np.testing.assert_allclose(np.abs(kernel).max(), np.abs(reference).max(), rtol=0.02)
+            assert abs(kernel.mean()) < 0.05 * kernel.std()
+    norm = made["batch_stats"]["encoder"]["down1"]["bn1"]
+    assert (norm["var"] == 1).all() and (norm["mean"] == 0).all()
+    kernels = [np.asarray(k).ravel()[:8] for k in jax.tree.leaves(made["params"]) if k.ndim == 4]
+    assert len(np.unique(np.concatenate(kernels))) > 7 * len(kernels)  # cut apart, not repeated
+
+
+def test_a_variable_without_a_rule_is_refused():
+    with pytest.raises(ValueError, match="queue"):
+        draw(jax.random.key(0), {"queue": jax.ShapeDtypeStruct((2,), jnp.float32)})
