@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+import zipfile
 from collections.abc import Iterator
 
 import pytest
@@ -176,12 +177,26 @@ def test_pre_commit_runs_the_locked_versions():
 def _copy_of_the_sources(target: pathlib.Path) -> pathlib.Path:
     """Copies what the build needs, so that it leaves nothing in the working tree."""
     target.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target)
     for name in PACKAGES:
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, target / name, ignore=ignore)
     return target
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_packages_without_their_tests(tmp_path):
+    sources = _copy_of_the_sources(tmp_path / "sources")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "-w", tmp_path, sources], check=True, timeout=540)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert [name for name in names if name.endswith("_test.py")] == []
+    modules = {module_name(name) for name in names if name.endswith(".py")}
+    assert modules == set(_modules())
+    assert {"tfds_angio/arcade/README.md", "tfds_angio/arcade/checksums.txt"} <= names
 
 
 @pytest.mark.slow
