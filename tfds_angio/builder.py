@@ -70,12 +70,14 @@ class Plan:
       generate: module-level function (picklable) task -> examples, run in worker processes.
       files: name -> text, written beside the data set (lists of removed images, of problems).
       notes: lines shown to the user when the build is done.
+      read: what was read, when it was fetched because no source was given.
     """
 
     tasks: Mapping[str, Sequence[Any]]
     generate: Callable[[Any], Sequence[Example]]
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    read: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +173,12 @@ class AngioBuilder(  # type: ignore[call-arg]
         """Decides which examples go where. UserError when the source cannot be used."""
 
     @classmethod
-    def source_signature(cls, source: Path) -> str:
-        """Changes when the source changes; '' where the source is always the same."""
-        del source
+    def source_signature(cls, source: Path, options: Mapping[str, Any]) -> str:
+        """Changes when the source changes, as far as these (complete) options make use of it.
+
+        '' where the source is always the same. Cheap: taken before every build and reopening.
+        """
+        del source, options
         return ""
 
     @classmethod

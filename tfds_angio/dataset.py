@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tfds_angio.builder import SPLITS
 from tfds_angio.errors import UserError
 
 INDEX = "index.json"
+_COLUMNS = ("ids", "patients", "centres")
 
 
 class Source:
@@ -68,6 +71,18 @@ def _plain(example: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turns what a damaged file of ours does to its reader into one line with the remedy."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {error}); build the data set again: its "
+            "`python -m tfds_angio.build` command with --rebuild"
+        ) from error
+
+
 class AngioDataset:
     """A data set on disk, opened by `open_dataset`.
 
@@ -77,15 +92,25 @@ class AngioDataset:
       fingerprint: sha256 over splits, ids and decoded content; the same on every machine and for
         every worker count.
       sizes: images in every non-empty split.
+
+    Raises:
+      UserError: index.json is damaged.
     """
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
-        self._index = json.loads((self.directory / INDEX).read_text())
-        self.name: str = self._index["name"]
-        self.fingerprint: str = self._index["fingerprint"]
-        self._splits: dict[str, dict[str, list[str]]] = self._index["splits"]
-        self.sizes: dict[str, int] = {s: len(v["ids"]) for s, v in self._splits.items()}
+        path = self.directory / INDEX
+        with _whole(path):
+            self._index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self.name: str = self._index["name"]
+            self.fingerprint: str = self._index["fingerprint"]
+            self._splits: dict[str, dict[str, list[str]]] = self._index["splits"]
+            self.sizes: dict[str, int] = {s: len(v["ids"]) for s, v in self._splits.items()}
+            lengths = {s: {len(v[key]) for key in _COLUMNS} for s, v in self._splits.items()}
+            if any(len(of_split) != 1 for of_split in lengths.values()):
+                raise ValueError("columns of unequal length")
+            for key in ("options", "source_signature"):  # what a second build compares
+                self._index[key]
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -132,7 +157,8 @@ class AngioDataset:
         path = self.directory / "splits" / f"labelled_draw{draw}.json"
         if not path.exists():
             raise UserError(f"{self.name}: no labelled draw {draw}; see {path.parent}")
-        order = json.loads(path.read_text())["ids"]
+        with _whole(path):
+            order = list(json.loads(path.read_text(encoding="utf-8"))["ids"])
         if not 0 < n <= len(order):
             raise UserError(f"{self.name}: {n} labelled images asked, train holds {len(order)}")
         return order[:n]

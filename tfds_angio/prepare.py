@@ -1,7 +1,8 @@
 """Builds a data set: idempotent, atomic, safe against kill -9 and against a second build.
 
 Everything is written into a temporary sibling; the finished version folder is renamed into place
-as the last act. A folder with an index.json is therefore complete.
+as the last act. A folder with an index.json is therefore complete. What a rebuild replaces waits
+beside it under another name until then, and is taken back when the rebuild was killed in between.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ def version_directory(name: str, data_dir: str | os.PathLike[str]) -> Path:
 def open_dataset(name: str, *, data_dir: str | os.PathLike[str] = "data") -> AngioDataset:
     """Opens a built data set. UserError with the build command when it is not there."""
     directory = version_directory(name, data_dir)
+    if not directory.exists() and _replaced(directory).exists():
+        with _lock(_writable(data_dir), name):
+            _recover(directory)
     if not (directory / INDEX).is_file():
         raise UserError(
             f"data set {name} is not in {Path(data_dir).absolute()}; build it with "
@@ -82,6 +86,7 @@ def build(
         return _reuse(final, builder, origin, given)
     root = _writable(data_dir)
     with _lock(root, name) as prefix:
+        _recover(final)
         if not rebuild and (final / INDEX).is_file():  # another process has just built it
             return _reuse(final, builder, origin, given)
         if final.exists() and not (final / INDEX).is_file():
@@ -96,7 +101,7 @@ def build(
                 progress=progress,
             )
             _write(name, builder, config, request, scratch, final)
-            _move_into_place(scratch / "new" / final.relative_to(root), final, scratch / "old")
+            _move_into_place(scratch / "new" / final.relative_to(root), final)
         except OSError as error:
             if error.errno not in (28, 122):  # ENOSPC, EDQUOT
                 raise
@@ -125,11 +130,13 @@ def _reuse(
                 f"{final} was built with {key}={there['options'].get(key)!r}, not {value!r}; "
                 "add --rebuild to replace it, or choose another --data_dir"
             )
-    if source is not None and builder.source_signature(source) != there["source_signature"]:
-        raise UserError(
-            f"{source} is not what {final} was built from, or has changed since; "
-            "add --rebuild to replace it, or choose another --data_dir"
-        )
+    if source is not None:
+        built_with = options_lib.complete(builder.OPTIONS, there["options"])
+        if builder.source_signature(source, built_with) != there["source_signature"]:
+            raise UserError(
+                f"{source} is not what {final} was built from, or has changed since; "
+                "add --rebuild to replace it, or choose another --data_dir"
+            )
     return dataset
 
 
@@ -176,7 +183,9 @@ def _write(
 ) -> None:
     """Writes records, index, labelled subsets and lists into `scratch`/new/…."""
     tfds.disable_progress_bar()  # ours counts images and knows the total
-    signature = "" if request.source is None else cls.source_signature(request.source)
+    signature = ""
+    if request.source is not None:  # before it is read: what changes meanwhile shows next time
+        signature = cls.source_signature(request.source, request.options)
     chosen: Any = config or None
     if config and not cls.BUILDER_CONFIGS:
         chosen = tfds.core.BuilderConfig(name=config, version=cls.VERSION)
@@ -190,6 +199,8 @@ def _write(
         )
     directory = Path(str(builder.data_path))
     rows = builder.rows
+    if request.source is None and builder.built.read is not None:
+        signature = cls.source_signature(builder.built.read, request.options)
     index: dict[str, Any] = {
         "name": name,
         "version": str(cls.VERSION),
@@ -250,8 +261,32 @@ def _check(directory: Path, parts: Mapping[str, Mapping[str, list[str]]]) -> Non
             raise ValueError(f"records of {split} are not in the order of the index")
 
 
-def _move_into_place(new: Path, final: Path, old: Path) -> None:
+def _replaced(final: Path) -> Path:
+    """Where a data set waits while its successor is renamed into place."""
+    return final.with_name(f".replaced-{final.name}")
+
+
+def _recover(final: Path) -> None:
+    """Ends what a killed rebuild left: its successor is there, or the old one comes back.
+
+    Only under the lock: another process may be between the two renames.
+    """
+    old = _replaced(final)
+    if old.exists() and not final.exists():
+        old.rename(final)
+    if (final / INDEX).is_file():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _move_into_place(new: Path, final: Path) -> None:
+    """Renames `new` to `final`; a kill at any point leaves the old one or the new one."""
     final.parent.mkdir(parents=True, exist_ok=True)
+    old = _replaced(final)
     if final.exists():
         final.rename(old)
-    new.rename(final)
+    try:
+        new.rename(final)
+    except OSError:
+        _recover(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tfds_angio import images
 from tfds_angio.angio_folder import load, problems
 from tfds_angio.angio_folder.dummy_data import SHAPE, picture, save, stripe, write_folder
-from tfds_angio.base import build
+from tfds_angio.base import UserError, build
 
 RNG = np.random.default_rng(0)
 
@@ -251,6 +251,32 @@ def test_copies_under_another_name_are_left_out(tmp_path):
     assert "ZZ-8_copy" not in all_ids(made)
     rows = found(made)["imgs/ZZ-8_copy.png"]
     assert any("same pixels as imgs/AA-1_0.png" in row["problem"] for row in rows)
+
+
+def test_only_what_is_read_counts_as_the_source(tmp_path):
+    root = write_folder(tmp_path / "s")
+    (root / "list.csv").write_text("file,patient\nAA-0_0.png,AA-0\n")
+    made = make(root, root / "data", manifest="list.csv")  # the data set lies inside its source
+    (root / "runs").mkdir()
+    (root / "runs" / "log.txt").write_text("step 1")
+    assert make(root, root / "data").fingerprint == made.fingerprint
+    with (root / "list.csv").open("a") as file:
+        file.write("AA-1_0.png,AA-1\n")
+    with pytest.raises(UserError, match="has changed since"):
+        make(root, root / "data")
+
+
+@pytest.mark.parametrize("folder", ["imgs", "masks"])
+def test_images_and_masks_count_as_the_source(folder, tmp_path):
+    root = write_folder(tmp_path / "s")
+    (root / "imgs").rename(root / "frames")
+    (root / "masks").rename(root / "vessels")
+    made = make(root, tmp_path / "d", images="frames", masks="vessels")
+    assert make(root, tmp_path / "d").fingerprint == made.fingerprint
+    renamed = {"imgs": "frames", "masks": "vessels"}[folder]
+    (root / renamed / "AA-0_0.png").unlink()
+    with pytest.raises(UserError, match="has changed since"):
+        make(root, tmp_path / "d")
 
 
 # --- formats ---

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +94,22 @@ class AngioFolder(base.AngioBuilder):
     }
 
     @classmethod
-    def source_signature(cls, source: Path) -> str:
-        """Digest of the names, sizes and times of the files."""
+    def source_signature(cls, source: Path, options: Mapping[str, Any]) -> str:
+        """Digest of the names, sizes and times of the images, the masks and the manifest."""
+        manifest = options["manifest"]
+        paths = [source / Path(manifest).expanduser()] if manifest else []
+        for part in dict.fromkeys((options["images"], options["masks"])):
+            for parent, folders, files in os.walk(source / part):
+                folders.sort()
+                paths += [Path(parent, file) for file in sorted(files)]
         lines = []
-        for parent, folders, files in os.walk(source):
-            folders.sort()
-            for file in sorted(files):
-                path = os.path.join(parent, file)
-                try:
-                    stat = os.stat(path)
-                except OSError:
-                    continue  # a dangling link: named as a problem when it is read
-                name = os.path.relpath(path, source)
-                lines.append(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}")
+        for path in paths:
+            try:
+                stat = path.stat()
+            except OSError:
+                continue  # a dangling link: named as a problem when it is read
+            name = os.path.relpath(path, source)
+            lines.append(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}")
         text = "\n".join(lines).encode("utf-8", "surrogateescape")
         return hashlib.sha256(text).hexdigest()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tfds_angio import base, parallel
 from tfds_angio.arcade import download, layout, masks, near_duplicates, pool
+from tfds_angio.errors import UserError
 
 _CITATION = """@article{popov2024arcade,
   title = {Dataset for Automatic Region-based Coronary Artery Disease Diagnostics Using X-Ray
@@ -110,15 +112,27 @@ class Arcade(base.AngioBuilder):
         """The map of SYNTAX segments: 0 background, 1…25 in the order of the archive."""
         return {"segments": base.image_feature()}
 
+    @classmethod
+    def source_signature(cls, source: Path, options: Mapping[str, Any]) -> str:
+        """Digest of names and sizes of the archive's files, packed or not."""
+        del options  # none of them says which files are read
+        return layout.signature(layout.open_archive(source))
+
     def plan(self, request: base.Request) -> base.Plan:
         """Reads the annotations, finds near-duplicates, distributes what is left."""
+        options = request.options
+        if not options["run_correlation"] <= options["frame_correlation"]:
+            raise UserError(
+                f"option run_correlation={options['run_correlation']} is above frame_correlation="
+                f"{options['frame_correlation']}; frames that look the same are of one run, so "
+                "give it at most that value"
+            )
         source = request.source or download.download(
             request.download_dir, progress=request.progress
         )
         archive = layout.open_archive(source)
         records, candidates, notes = items(archive)
         found = signatures(archive, records, workers=request.workers, progress=request.progress)
-        options = request.options
         _, removed = pool.decide(
             candidates,
             found,
@@ -136,4 +150,5 @@ class Arcade(base.AngioBuilder):
             f"left out of {split}: {n} ({reason})" for (split, reason), n in sorted(counts.items())
         ]
         notes.append(f"{len(removed)} images left out; each is named in removed.csv")
-        return base.Plan(tasks, generate, {"removed.csv": pool.removed_csv(removed)}, notes)
+        files = {"removed.csv": pool.removed_csv(removed)}
+        return base.Plan(tasks, generate, files, notes, read=source)

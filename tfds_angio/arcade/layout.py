@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import zipfile
 from collections import defaultdict
@@ -65,6 +66,27 @@ def _names(path: Path) -> list[str]:
         return sorted(f.relative_to(path).as_posix() for f in files)
     with zipfile.ZipFile(path) as archive:
         return sorted(n for n in archive.namelist() if not n.startswith("__MACOSX/"))
+
+
+def signature(archive: Archive) -> str:
+    """sha256 over name and size of all images and annotation files.
+
+    Nothing is read but the folders, or the directory of the zip; so it is the same for the archive
+    packed and unpacked, and in any place.
+    """
+    names = [
+        n
+        for n in archive.names()
+        if n.startswith(("syntax/", "stenosis/"))
+        and PurePosixPath(n).suffix.lower() in (*SUFFIXES, ".json")
+    ]
+    if archive.path.is_dir():
+        sizes = [(archive.path / archive.prefix / n).stat().st_size for n in names]
+    else:
+        with zipfile.ZipFile(archive.path) as packed:
+            sizes = [packed.getinfo(archive.prefix + n).file_size for n in names]
+    lines = [f"{name}\0{size}" for name, size in zip(names, sizes, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def open_archive(path: Path) -> Archive:
