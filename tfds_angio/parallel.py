@@ -76,7 +76,8 @@ def _pool_map(
     except futures.process.BrokenProcessPool as error:
         raise UserError(
             "a worker process died (most often: out of memory, or a script without "
-            "`if __name__ == '__main__':`); try --workers 1"
+            "`if __name__ == '__main__':`); do without worker processes: "
+            "--workers 1 when building a data set, --config.data.workers=1 in a run"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

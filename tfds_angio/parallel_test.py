@@ -39,8 +39,11 @@ def test_an_error_reaches_the_caller(workers):
 
 
 def test_a_killed_worker_is_one_clear_line():
-    with pytest.raises(UserError, match="worker process died"):
+    with pytest.raises(UserError, match="worker process died") as caught:
         list(parallel_map(die, list(range(6)), workers=2, progress=False))
+    # It is raised by the build command as well as by a run.
+    assert "--workers 1" in str(caught.value)
+    assert "--config.data.workers=1" in str(caught.value)
 
 
 def test_nothing_to_do():
