@@ -6,6 +6,8 @@ WORKDIR ?= runs/demo
 # cuda or tpu installs the accelerator's extra next to the pinned packages.
 ACCELERATOR ?=
 PYTEST_ARGS ?=
+# A file's tests stay in one process, which keeps what it has compiled; more than four gain little.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 # make lock UPGRADE=1 moves every pin to its newest version; without it only missing pins are added.
 UPGRADE ?=
 
@@ -24,10 +26,10 @@ demo: $(STAMP)  ## Pre-train, fine-tune and evaluate on synthetic data; the last
 	@$(PY) -m cmunet_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
 
 test: $(STAMP)  ## Run the tests (PYTEST_ARGS='-k name' picks some)
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests marked slow, which `make test` leaves out
-	@$(PY) -m pytest -m slow $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m slow $(PYTEST_ARGS)
 
 install: $(STAMP)  ## Only make the virtual environment (ACCELERATOR=cuda or tpu for those)
 
