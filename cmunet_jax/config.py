@@ -18,13 +18,32 @@ import ml_collections
 from tfds_angio.errors import UserError
 
 STAGES = ("pretrain", "finetune", "evaluate", "quickstart")
+_TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
+_REQUIRED = {
+    "pretrain": _TRAINING,
+    "finetune": (*_TRAINING, "labels", "draw", "eval_split"),
+    "evaluate": ("checkpoint", "data", "split"),
+    "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
+}
+_RANGES = {
+    "batch_size": (1, math.inf),
+    "accumulation": (1, math.inf),
+    "model.width": (1, math.inf),
+    "preprocessing.size": (16, math.inf),
+    "checkpoint.keep": (1, math.inf),
+    "labels": (0, math.inf),
+    "draw": (0, math.inf),
+    "eval_images": (0, math.inf),
+    "ema_decay": (0, 0.999999),
+    "seed": (0, 2**31 - 1),
+}
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*$")
 
 
 def suggestion(word: str, known: list[str]) -> str:
-    """Returns ", did you mean 'x'?" for the closest of `known`, or ''."""
+    """Returns ", did you mean 'x'?" for the closest of `known`, or '.': the end of a sentence."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean '{close[0]}'?" if close else ""
+    return f", did you mean '{close[0]}'?" if close else "."
 
 
 def choose(key: str, value: str, choices: tuple[str, ...]) -> str:
@@ -157,37 +176,53 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     ]
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, prefix: str = "") -> None:
     """Checks what can be known before any data is read.
+
+    Args:
+      config: of any stage.
+      prefix: of the keys in messages, for a config inside another: 'pretrain.'.
 
     Raises:
       UserError: naming the first key that cannot work, and the remedy.
     """
     if "stage" not in config:
-        raise UserError(f"config.stage is missing. Choose one of: {', '.join(STAGES)}.")
-    choose("config.stage", config.stage, STAGES)
+        raise UserError(f"config.{prefix}stage is missing. Choose one of: {', '.join(STAGES)}.")
+    choose(f"config.{prefix}stage", config.stage, STAGES)
+    for key in _REQUIRED[config.stage]:
+        if key not in config:
+            raise UserError(
+                f"config.{prefix}{key} is missing, which stage {config.stage} needs: start from "
+                f"configs/{config.stage}.py"
+            )
     if config.stage == "quickstart":
         for part in ("pretrain", "finetune", "scratch"):
-            check(config[part])
+            check(config[part], f"{prefix}{part}.")
+        _check_values(dict(flatten(config.evaluate)), f"{prefix}evaluate.")
         return
-    values = dict(flatten(config))
+    _check_values(dict(flatten(config)), prefix)
+    if config.get("accumulation") and config.batch_size % config.accumulation:
+        raise UserError(
+            f"config.{prefix}batch_size={config.batch_size} is not a multiple of "
+            f"config.{prefix}accumulation={config.accumulation}."
+        )
+
+
+def _check_values(values: Mapping[str, Any], prefix: str) -> None:
+    """Ranges of single values, by dotted key."""
     for key, value in values.items():
         last = key.rsplit(".", 1)[-1]
         if last in ("size", "crop", "image_size") and isinstance(value, int) and value % 16:
             lower, upper = value // 16 * 16, value // 16 * 16 + 16
             raise UserError(
-                f"config.{key}={value} is not divisible by 16, which the four poolings of the "
-                f"U-Net need. Use {max(lower, 16)} or {upper}."
+                f"config.{prefix}{key}={value} is not divisible by 16, which the four poolings of "
+                f"the U-Net need. Use {max(lower, 16)} or {upper}."
             )
-    positive = ("batch_size", "accumulation", "model.width", "preprocessing.size", "labels")
-    for key in (k for k in positive if k in values):
-        if values[key] is not None and values[key] < 1:
-            raise UserError(f"config.{key}={values[key]} must be at least 1.")
-    if config.get("accumulation") and config.batch_size % config.accumulation:
-        raise UserError(
-            f"config.batch_size={config.batch_size} is not a multiple of "
-            f"config.accumulation={config.accumulation}."
-        )
+    for key, (low, high) in _RANGES.items():
+        value = values.get(key)
+        if value is not None and not low <= value <= high:
+            limit = f"at least {low}" if math.isinf(high) else f"in {low}..{high}"
+            raise UserError(f"config.{prefix}{key}={value} must be {limit}.")
     rate = values.get("optim.learning_rate")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise UserError(f"config.optim.learning_rate={rate} must be a positive number.")
+        raise UserError(f"config.{prefix}optim.learning_rate={rate} must be a positive number.")

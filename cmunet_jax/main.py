@@ -15,14 +15,17 @@ from ml_collections import config_flags
 from cmunet_jax import config as config_lib
 from tfds_angio.errors import UserError
 
-EXIT_USER_ERROR = 2
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with optional arguments: configs/pretrain.py:size=small"
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go; default runs/<stage>, and the same folder resumes the run."
+    "workdir",
+    None,
+    "Where results go; the same folder resumes a run. Default runs/<stage>; of an evaluation a "
+    "folder beside its checkpoint.",
 )
 
 
@@ -44,7 +47,12 @@ def _check_overrides(argv: Sequence[str], path: str, arg: str | None) -> None:
         raise UserError(
             f"--config {path}: no such file{config_lib.suggestion(os.path.basename(path), beside)}"
         )
-    config = runpy.run_path(path)["get_config"](arg)
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+    except (KeyError, SyntaxError) as error:
+        reason = "it defines no get_config" if isinstance(error, KeyError) else f"{error}"
+        raise UserError(f"--config {path} is not a config: {reason}.") from None
+    config = get_config(arg)
     known = dict(config_lib.flatten(config))
     groups = {k.rsplit(".", i)[0] for k in known for i in range(1, k.count(".") + 1)}
     for text in argv:
@@ -81,7 +89,10 @@ def _set_up_devices() -> None:
     # Compiling a step takes longer than many of its runs; the key includes program and hardware.
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    devices = jax.devices()
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"no device: {' '.join(str(error).split())}") from None
     logging.info("%d x %s", len(devices), devices[0].device_kind)
 
 
@@ -90,7 +101,7 @@ def dispatch(argv: Sequence[str]) -> int:
     del argv
     config = _CONFIG.value
     config_lib.check(config)
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.stage}").absolute()
+    workdir = pathlib.Path(_WORKDIR.value).absolute() if _WORKDIR.value else None
     _set_up_devices()
     # Imported late: a mistake in the command should not wait for jax to load.
     from cmunet_jax import stages
@@ -109,6 +120,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted before training; nothing to save", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

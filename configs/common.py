@@ -19,8 +19,12 @@ Config = ml_collections.ConfigDict
 
 
 def parse(arg: str | None, **more) -> Config:
-    """Arguments that every stage takes: size, preset, data (a TFDS name)."""
-    return parse_arg(arg, size=SIZES, preset=PRESETS, data=EMBEDDED_DATA, **more)
+    """Arguments of both training stages: size, preset, data (a TFDS name), preprocessing."""
+    parsed = parse_arg(
+        arg, size=SIZES, preset=PRESETS, data=EMBEDDED_DATA, preprocessing=("", *PRESETS), **more
+    )
+    parsed.preprocessing = parsed.preprocessing or parsed.preset
+    return parsed
 
 
 def data(name: str, size: str) -> Config:
@@ -33,7 +37,7 @@ def data(name: str, size: str) -> Config:
             "source": "",  # arcade, angio_folder: the folder or archive to build from
             "options": "",  # of the builder, as in tfds_angio.build: "key=value key=value"
             "streaming": False,  # True: through Grain instead of resident on the device
-            "workers": 0,  # processes for building, preprocessing, streaming; 0: all cores
+            "workers": 0,  # processes; 0: all cores to build and prepare, threads to stream
         }
     )
 
@@ -79,7 +83,7 @@ def training(arg: Config, *, view: str) -> Config:
             "seed": 0,
             "data": data(arg.data, arg.size),
             "preprocessing": Config(
-                preprocessing.create({"name": arg.preset, "size": side}).to_dict()
+                preprocessing.create({"name": arg.preprocessing, "size": side}).to_dict()
             ),
             "views": views.default_options(view, side, preset=arg.preset),
             "model": model(arg.size),
@@ -87,6 +91,6 @@ def training(arg: Config, *, view: str) -> Config:
             "ema_decay": 0.0,  # of averaged weights; 0: none kept
             "log_every": "20 steps",
             "pictures_every": "20%",
-            "checkpoint": Config({"every": "5%", "keep": 1, "best": ""}),
+            "checkpoint": Config({"every": "5%", "keep": 2, "best": ""}),
         }
     )

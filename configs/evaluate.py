@@ -2,9 +2,10 @@
 
     python -m cmunet_jax.main --config configs/evaluate.py --config.checkpoint=runs/finetune
 
-Writes summary.json, cases.csv and overlays of the best, median and worst case. The preprocessing is
-the checkpoint's, and so is the data set unless --config.data.name says otherwise. Seconds to
-minutes. As in the paper: --config.protocol=paper --config.resolution=network.
+Writes summary.json, cases.csv and overlays of the best, median and worst case, by default into
+`evaluation-<split>` in the training's workdir. The preprocessing is the checkpoint's, so is the
+data set, unless --config.data.name says otherwise. Seconds to minutes. As in the paper:
+--config.protocol=paper --config.resolution=network.
 """
 
 import ml_collections
@@ -21,6 +22,7 @@ def get_config(arg=None):
     config.step = "latest"  # latest, best or a number
     config.weights = "ema"  # averaged weights where the run kept them, or raw
     config.data = common.data(arg.data, "paper")
+    config.data.dir = ""  # like the name, that of the training
     config.split = "test"
     config.batch_size = 8
     config.protocol = "fixed"  # or paper: the released definitions, pooled over batches

@@ -3,10 +3,11 @@
     python -m cmunet_jax.main --config configs/finetune.py --config.labels=18
     python -m cmunet_jax.main --config configs/finetune.py:init=scratch      # no pre-training
 
-Arguments after the colon: size=paper|small|demo|tiny, preset=fixed|paper, data=NAME,
-init=pretrained|scratch. Starts from runs/pretrain (--config.init_from=WORKDIR for another). A fixed
-number of steps whatever the number of labels; the last averaged weights are the result, so no test
-or validation image selects anything. About fifteen minutes on two cores with size=small.
+Arguments after the colon: size=paper|small|demo|tiny, preset=fixed|paper, preprocessing=fixed|paper
+(where it differs from the preset), data=NAME, init=pretrained|scratch. Starts from runs/pretrain
+(--config.init_from=WORKDIR for another). A fixed number of steps whatever the number of labels; the
+last averaged weights are the result, so no test or validation image selects anything. Under twenty
+minutes on two cores with size=small.
 """
 
 from cmunet_jax import objectives

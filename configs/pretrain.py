@@ -4,11 +4,11 @@
     python -m cmunet_jax.main --config configs/pretrain.py:size=small,data=arcade \
         --config.data.source=/path/to/arcade.zip
 
-Arguments after the colon: size=paper|small|demo|tiny, preset=fixed|paper, data, objective. The
-paper's size takes hours on one GPU and weeks on a laptop; size=small about 50 minutes on two cores.
-Without other data it uses the embedded synthetic angiograms. Expect the contrastive term to fall
-within the first epochs and the reconstruction to sharpen slowly; look at the pictures of the
-run.
+Arguments after the colon: size=paper|small|demo|tiny, preset=fixed|paper, preprocessing=fixed|paper
+(where it differs from the preset), data=NAME, objective=NAME. The paper's size is for a GPU or TPU:
+two CPU cores would take about two weeks; size=small takes them about 50 minutes. Without other data
+it uses the embedded synthetic angiograms. Expect the contrastive term to fall in the first epochs
+and the reconstruction to sharpen slowly; look at the pictures of the run.
 """
 
 from cmunet_jax import objectives

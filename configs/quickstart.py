@@ -3,7 +3,7 @@
     python -m cmunet_jax.main --config configs/quickstart.py
 
 Under ten minutes on two cores, on embedded synthetic angiograms. The last line is the path of the
-report. Arguments: size=demo|small|tiny (small: two hours; tiny: a minute, to see that everything
+report. Arguments: size=demo|small|tiny (small: hours; tiny: minutes, to see that everything
 works), data=NAME, labels=N.
 """
 
@@ -28,4 +28,5 @@ def get_config(arg=None):
     for part in (config.finetune, config.scratch):
         part.labels = arg.labels
     config.evaluate = evaluate.get_config()
+    del config.evaluate.checkpoint, config.evaluate.data  # those of the two arms
     return config

@@ -91,10 +91,16 @@ def base():
         {
             "stage": "pretrain",
             "batch_size": 8,
+            "seed": 0,
+            "ema_decay": 0.0,
             "accumulation": 2,
             "model": {"width": 4},
             "preprocessing": {"size": 64},
             "optim": {"learning_rate": 1e-3},
+            "objective": {},
+            "data": {},
+            "views": {},
+            "checkpoint": {"keep": 1},
         }
     )
 
@@ -111,6 +117,9 @@ def test_a_good_config_passes():
         ("batch_size", 0, ["batch_size"]),
         ("accumulation", 3, ["batch_size=8", "accumulation=3"]),
         ("model.width", -4, ["model.width"]),
+        ("checkpoint.keep", 0, ["checkpoint.keep=0"]),
+        ("seed", -1, ["seed=-1"]),
+        ("ema_decay", 2.0, ["ema_decay=2.0"]),
         ("optim.learning_rate", 0.0, ["learning_rate"]),
         ("optim.learning_rate", float("nan"), ["learning_rate"]),
     ],

@@ -23,7 +23,7 @@ FILES = sorted(
     p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("common.py", "__init__.py")
 )
 ARGUMENTS = {
-    "pretrain.py": ("size=paper,small,demo,tiny", "preset=fixed,paper"),
+    "pretrain.py": ("size=paper,small,demo,tiny", "preset=fixed,paper", "preprocessing=fixed,paper"),
     "finetune.py": ("size=paper,small,demo,tiny", "preset=fixed,paper", "init=pretrained,scratch"),
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
@@ -108,6 +108,25 @@ def test_pretrain_finetune_evaluate_hand_over(tiny_dataset, tmp_path, capsys):
     assert summary["checkpoint"]["digest"] == checkpoint.load(tmp_path / "finetune").digest
     assert (tmp_path / "evaluation" / "cases.csv").read_text().count("\n") == summary["n"] + 1
     assert list((tmp_path / "finetune" / "pictures").glob("prediction_*.png"))
+
+
+def test_a_network_is_not_measured_on_what_it_was_trained_on(tiny_dataset, tmp_path):
+    train_stage.run(tiny("finetune", tiny_dataset, 2, labels=0), tmp_path / "finetune")
+    config = importlib.import_module("configs.evaluate").get_config()
+    config.checkpoint, config.split = str(tmp_path / "finetune"), "train"
+    count = len(tiny_dataset.ids("train"))
+    with pytest.raises(UserError, match=f"{count} images and .* patients"):
+        evaluate_stage.run(config, None)
+    assert not list((tmp_path / "finetune").glob("evaluation*"))
+
+
+def test_a_run_is_not_continued_on_another_build(tiny_dataset, tmp_path):
+    config = tiny("finetune", tiny_dataset, 2)
+    train_stage.run(config, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace(tiny_dataset.fingerprint, "0" * 64))
+    with pytest.raises(UserError, match="another build"):
+        train_stage.run(config, tmp_path)
 
 
 def test_a_pretrained_network_is_not_evaluated(tiny_dataset, tmp_path):

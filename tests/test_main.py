@@ -20,6 +20,8 @@ PRETRAIN = ["--config", str(ROOT / "configs" / "pretrain.py:size=tiny")]
         ([], ["--config is missing", "quickstart"]),
         (["--config"], ["--config"]),
         (["--config", "configs/pretrian.py"], ["pretrian.py", "did you mean 'pretrain.py'"]),
+        (["--config", "configs/common.py"], ["configs/common.py", "get_config"]),
+        (["--config", "README.md"], ["README.md", "not a config"]),
         (["--config", "configs/pretrain.py:sise=tiny"], ["'sise'", "did you mean 'size'"]),
         ([*PRETRAIN, "--config.optim.learning_rat=1"], ["optim.learning_rat", "learning_rate"]),
         ([*PRETRAIN, "--config.nothing.like.it=1"], ["config.nothing.like.it"]),
@@ -48,6 +50,9 @@ def test_mistakes_are_named_before_anything_is_parsed(argv, words, monkeypatch):
         (["--config.train_for=often"], ["train_for", "epochs"]),
         (["--config.model.dtype=float8"], ["model.dtype", "bfloat16"]),
         (["--config.objective.adapter=none"], ["adapter", "fresh"]),
+        (["--config.views.patch_ratio=2.0"], ["views.patch_ratio"]),
+        (["--config.checkpoint.keep=0"], ["checkpoint.keep=0", "at least 1"]),
+        (["--config.stage=finetune"], ["config.labels is missing", "configs/finetune.py"]),
     ],
 )
 def test_one_line_and_a_status(argv, words, tiny_dataset, tmp_path):
@@ -71,7 +76,7 @@ def test_a_second_config_is_not_mixed_into_a_workdir(tiny_dataset, tmp_path):
     from tests.stage_helpers import tiny
 
     config = tiny("pretrain", tiny_dataset, 2)
-    record.write(tmp_path, config)
+    record.write(tmp_path, config, {})
     record.check_workdir(tmp_path, config)
     config.log_every = "5 steps"
     record.check_workdir(tmp_path, config)  # changes no result

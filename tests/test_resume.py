@@ -71,7 +71,7 @@ def test_a_damaged_last_checkpoint_costs_only_its_steps(
 ):
     stage, digest = uninterrupted
     config = tiny(stage, tiny_dataset, STEPS)
-    config.checkpoint.every, config.checkpoint.keep = "2 steps", 2
+    config.checkpoint.every = "2 steps"  # the default keeps enough of them
     train_stage.run(config, tmp_path)
     newest = checkpoint.load(tmp_path).path
     largest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)

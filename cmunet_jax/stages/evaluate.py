@@ -10,25 +10,33 @@ from rich.table import Table
 from cmunet_jax import config as config_lib
 from cmunet_jax.data import datasets
 from cmunet_jax.evaluation import evaluator, results
-from cmunet_jax.stages import record, segment
+from cmunet_jax.stages import provenance, record, segment
 from cmunet_jax.train import sharding
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     """Evaluates `config.checkpoint` and writes summary.json, cases.csv and overlays.
 
+    Args:
+      config: of this stage.
+      workdir: where to; default a folder `evaluation-<split>` in the workdir of the training.
+
     Raises:
-      UserError: if the checkpoint, the data set or the split cannot be used.
+      UserError: if the checkpoint, the data set or the split cannot be used, or the network was
+        trained on what it is to be measured on.
     """
     mesh = sharding.create_mesh()
     segmenter = segment.restore(
         config.checkpoint, step=str(config.step), weights=config.weights, mesh=mesh
     )
     loaded = segmenter.loaded
+    workdir = workdir or loaded.path.parent.parent / f"evaluation-{config.split}"
     data = config.data.copy_and_resolve_references()
-    data.name = data.name or loaded.config["data"]["name"]
+    trained = loaded.config["data"]
+    data.name, data.dir = data.name or trained["name"], data.dir or trained["dir"]
     dataset = datasets.open_or_build(data)
     datasets.size_of(dataset, config.split, key="split")
+    provenance.check_unseen(loaded.config, dataset, config.split, dataset.ids(config.split))
     result = evaluator.evaluate(
         segmenter.forward,
         segmenter.weights,
@@ -40,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
         resolution=config.resolution,
         workers=config.data.workers or None,
     )
-    provenance = {
+    facts = {
         "checkpoint": {
             "path": str(loaded.path),
             "step": loaded.step,
@@ -55,7 +63,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
         "versions": record.versions(),
         "config": config_lib.to_dict(config),
     }
-    evaluator.write(result, workdir, overlays=config.overlays, provenance=provenance)
+    evaluator.write(result, workdir, overlays=config.overlays, provenance=facts)
     print_summary(workdir, title=f"{dataset.name} {config.split}")
     print(f"Written: {workdir / 'summary.json'}, cases.csv and overlays beside it.")
     return 0

@@ -6,16 +6,20 @@ import time
 import ml_collections
 
 from cmunet_jax import report
+from cmunet_jax.data import datasets
 from cmunet_jax.stages import evaluate, record, train
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     """Runs the whole chain into one workdir; the same command continues where it stopped.
 
     Returns:
       0, or the status of the first stage that stopped early.
     """
+    workdir = workdir or record.default_workdir(config)
     began = time.perf_counter()
+    fresh = not workdir.exists()
+    _check(config)
     pretrained = workdir / "pretrain"
     print("== 1/3 pre-training without labels")
     status = train.run(config.pretrain, pretrained)
@@ -32,8 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
         if status:
             return status
         evaluation = config.evaluate.copy_and_resolve_references()
-        evaluation.checkpoint = str(workdir / key)
-        evaluation.data = part.data
+        evaluation.checkpoint, evaluation.data = str(workdir / key), part.data
         evaluate.run(evaluation, workdir / key / "evaluation")
         name = f"{title}, {part.labels} labels"
         arms.append(report.Arm(name, workdir / key, workdir / key / "evaluation"))
@@ -42,9 +45,17 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
         "scale": config.scale,
         "draws": 1,
         "seeds": 1,
-        "seconds": time.perf_counter() - began,
         "versions": record.versions(),
     }
+    if fresh:  # The time of a continued run would be that of its last part.
+        facts["seconds"] = time.perf_counter() - began
     report.write(path, title=config.title, pretrain=pretrained, arms=arms, facts=facts)
     print(path)
     return 0
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Looks at the data of all parts first: a mistake should not wait for the pre-training."""
+    for name in ("pretrain", "finetune", "scratch"):
+        chosen = train.choose_images(config[name], f"{name}.")
+    datasets.size_of(chosen.dataset, config.evaluate.split, key="evaluate.split")

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from cmunet_jax import config as config_lib
+from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
 
 FILE = "config.json"
@@ -37,6 +38,11 @@ def versions() -> dict[str, str]:
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "cpus": str(os.cpu_count()),
     }
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Returns runs/<stage> in the current folder."""
+    return pathlib.Path("runs", config.stage).absolute()
 
 
 def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -72,8 +78,31 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
         )
 
 
-def write(workdir: pathlib.Path, config: ml_collections.ConfigDict, **facts: Any) -> dict[str, Any]:
-    """Writes config.json (resolved config, versions, command, facts) and returns its content."""
+def read_facts(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns what an earlier command of this run wrote beside its config, or {}."""
+    path = workdir / FILE
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    return {key: content[key] for key in ("data", "init_from", "seen") if key in content}
+
+
+def check_data(workdir: pathlib.Path, facts: dict[str, Any], dataset: AngioDataset) -> None:
+    """Refuses to continue a run on data that was built anew with other content.
+
+    Raises:
+      UserError: naming the data set and the remedy.
+    """
+    before = facts.get("data", {}).get("fingerprint", dataset.fingerprint)
+    if before != dataset.fingerprint:
+        raise UserError(
+            f"{workdir} was started on another build of {dataset.name} (fingerprint {before[:12]}, "
+            f"now {dataset.fingerprint[:12]}). Choose another --workdir to train on the new one."
+        )
+
+
+def write(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes config.json (config, versions, command, facts) and returns its content."""
     content = {
         "config": config_lib.to_dict(config),
         "versions": versions(),

@@ -1,6 +1,8 @@
 """The train stage: pre-training and fine-tuning differ in objective, data and starting weights."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -13,11 +15,21 @@ import optax
 
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
-from cmunet_jax.data import datasets, keys, preprocessing, source
+from cmunet_jax.data import datasets, keys, preprocessing, source, views
 from cmunet_jax.evaluation import evaluator
 from cmunet_jax.objectives.base import Objective, Variables
-from cmunet_jax.stages import record, segment
-from cmunet_jax.train import checkpoint, loop, optim, progress, sharding, transfer, writers
+from cmunet_jax.stages import provenance, record, segment
+from cmunet_jax.train import (
+    checkpoint,
+    estimate,
+    loop,
+    optim,
+    progress,
+    sharding,
+    store,
+    transfer,
+    writers,
+)
 from cmunet_jax.train import state as state_lib
 from cmunet_jax.train.state import TrainState
 from cmunet_jax.train.step import TrainStep, spec_of, views_at
@@ -28,16 +40,26 @@ IN_TRAINING_METRICS = ("dice", "iou", "precision", "recall")
 
 
 @dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Which images a run trains on: `ids` of `config.data.split` of `dataset`."""
+
+    dataset: AngioDataset
+    ids: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The data of a run: examples on the host, and how many there are."""
+    """The data of a run: the chosen images, prepared or to be prepared."""
 
     dataset: AngioDataset
     rows: source.PreparedSplit | source.OnTheFly
     preprocessing: preprocessing.Preprocessing
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     """Trains as the config says; the same command continues an interrupted run.
+
+    Weights come from, in this order: the workdir's own checkpoint, `config.init_from`, chance.
 
     Returns:
       0 when all steps are done, loop.EXIT_PREEMPTED after SIGTERM or Ctrl-C (state saved).
@@ -46,21 +68,27 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
       UserError: on anything the user can mend; nothing is written before the checks are done.
     """
     config = config.copy_and_resolve_references()
+    workdir = workdir or record.default_workdir(config)
     objective = objectives.create(config)
+    views.check(objective.views, config.views)
     mesh = sharding.create_mesh()
     sharding.check_batch(config.batch_size, config.accumulation, mesh)
-    initial = checkpoint.load(config.init_from) if config.get("init_from") else None
     record.check_workdir(workdir, config)
-    inputs = _load_inputs(config, initial)
-    facts = {"data": {"name": inputs.dataset.name, "fingerprint": inputs.dataset.fingerprint}}
-    if initial:
-        facts["init_from"] = {"path": str(initial.path), "digest": initial.digest}
-    steps = _durations(config, len(inputs.rows))
+    chosen = choose_images(config)
+    before = record.read_facts(workdir)
+    record.check_data(workdir, before, chosen.dataset)
+    # A run that has saved goes on from there, also where init_from is no longer to be found.
+    resuming = bool(before) and bool(store.step_folders(workdir / "checkpoints"))
+    initial = None
+    if config.get("init_from") and not resuming:
+        initial = checkpoint.load(config.init_from)
+    facts = before if resuming else provenance.of_training(config, chosen, initial)
+    inputs = _prepare(config, chosen, initial)
+    steps = _durations(config, len(chosen.ids))
     state, tx, rate = _initial_state(config, objective, initial, steps, mesh)
-    record.write(workdir, config, **facts)
     with checkpoint.Checkpointer(
         workdir / "checkpoints",
-        config=config_lib.to_dict(config),
+        config=config_lib.to_dict(config) | {"provenance": facts},
         preprocessing=inputs.preprocessing.to_dict(),
         keep_latest=config.checkpoint.keep,
         best_metric=config.checkpoint.best or None,
@@ -69,11 +97,52 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
         if restored:
             state = restored.state
             print(f"Continuing {workdir} at step {restored.step:,} of {steps['total']:,}.")
-        return _fit(config, workdir, objective, inputs, state, tx, rate, steps, checkpointer, mesh)
+        if int(state.step) >= steps["total"]:
+            print(f"Nothing to do: {workdir} has its {steps['total']:,} steps.")
+            return 0
+        write = functools.partial(record.write, workdir, config, facts)
+        return _fit(
+            config, workdir, objective, inputs, state, tx, rate, steps, checkpointer, mesh, write
+        )
 
 
-def _load_inputs(config: ml_collections.ConfigDict, initial: checkpoint.Loaded | None) -> Inputs:
-    """Opens the data, checks splits and batch size, and preprocesses."""
+def choose_images(config: ml_collections.ConfigDict, prefix: str = "") -> Chosen:
+    """Opens (or builds) the data and picks the images, before anything is prepared.
+
+    Args:
+      config: of a training stage.
+      prefix: of the keys in messages, for a config inside another.
+
+    Raises:
+      UserError: naming the key, if there is no such data set, a split is empty, or it has fewer
+        images than labels or a batch ask for.
+    """
+    dataset = datasets.open_or_build(config.data)
+    split = config.data.split
+    available = datasets.size_of(dataset, split, key=f"{prefix}data.split")
+    if config.stage == "finetune":
+        if config.labels > available:
+            raise UserError(
+                f"config.{prefix}labels={config.labels} is more than the {available} labelled "
+                f"images of {dataset.name}. Use at most {available}, or 0 for all."
+            )
+        ids = dataset.labelled_ids(config.labels or available, draw=config.draw)
+        if config.eval_split:
+            datasets.size_of(dataset, config.eval_split, key=f"{prefix}eval_split")
+    else:
+        ids = dataset.ids(split)
+    if config.batch_size > len(ids):
+        raise UserError(
+            f"config.{prefix}batch_size={config.batch_size} is larger than the {len(ids)} images "
+            f"of {dataset.name} ({split}) to train on. Use at most {len(ids)}."
+        )
+    return Chosen(dataset, ids)
+
+
+def _prepare(
+    config: ml_collections.ConfigDict, chosen: Chosen, initial: checkpoint.Loaded | None
+) -> Inputs:
+    """Preprocesses the chosen images, as the starting weights were trained on."""
     chain = preprocessing.create(config.preprocessing)
     if initial and initial.preprocessing != chain.to_dict():
         changes = config_lib.differences(chain.to_dict(), initial.preprocessing)
@@ -82,30 +151,20 @@ def _load_inputs(config: ml_collections.ConfigDict, initial: checkpoint.Loaded |
             f"({changes[0]}). Weights only work on images prepared as in their training: use the "
             "same size and preset as in pre-training, e.g. --config configs/finetune.py:size=small"
         )
-    dataset = datasets.open_or_build(config.data)
-    split = config.data.split
-    available = datasets.size_of(dataset, split, key="data.split")
-    ids = None
-    if config.stage == "finetune":
-        if config.labels and config.labels > available:
-            raise UserError(
-                f"config.labels={config.labels} is more than the {available} labelled images of "
-                f"{dataset.name}. Use at most {available}, or 0 for all."
-            )
-        ids = dataset.labelled_ids(config.labels or available, draw=config.draw)
-        available = len(ids)
-    if config.batch_size > available:
-        raise UserError(
-            f"config.batch_size={config.batch_size} is larger than the {available} images of "
-            f"{dataset.name} ({split}). Use at most {available}."
-        )
-    if config.stage == "finetune" and config.eval_split:
-        datasets.size_of(dataset, config.eval_split, key="eval_split")
-    chosen = dict(ids=ids, with_masks=config.stage == "finetune")
+    dataset, split = chosen.dataset, config.data.split
+    options = dict(ids=chosen.ids, with_masks=config.stage == "finetune")
     if config.data.streaming:
-        return Inputs(dataset, source.OnTheFly(dataset, split, chain, **chosen), chain)
+        return Inputs(dataset, source.OnTheFly(dataset, split, chain, **options), chain)
     workers = config.data.workers or None
-    return Inputs(dataset, source.prepare(dataset, split, chain, workers=workers, **chosen), chain)
+    rows = source.prepare(dataset, split, chain, workers=workers, **options)
+    have = estimate.available_bytes()
+    if have and rows.nbytes > have // 2:
+        raise UserError(
+            f"{len(chosen.ids):,} prepared images take {rows.nbytes / 2**30:.1f} GiB, more than "
+            f"half of the {have / 2**30:.1f} GiB that the device has free. Stream them: "
+            "--config.data.streaming=True"
+        )
+    return Inputs(dataset, rows, chain)
 
 
 def _durations(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
@@ -174,11 +233,10 @@ def _fit(
     steps: dict[str, int],
     checkpointer: checkpoint.Checkpointer,
     mesh: jax.sharding.Mesh,
+    write_record: Callable[[], Any],
 ) -> int:
     """Puts the parts together and trains."""
-    size = len(inputs.rows)
-    train_step = TrainStep(objective, tx, spec_of(config, size=size), mesh)
-    arrays = _resident_arrays(inputs, mesh)
+    train_step = TrainStep(objective, tx, spec_of(config, size=len(inputs.rows)), mesh)
     hooks = loop.Hooks(
         log_every=steps["log"],
         eval_every=steps["eval"],
@@ -186,60 +244,55 @@ def _fit(
         save_every=steps["save"],
         save_evaluated=bool(config.checkpoint.best),
         evaluate=_in_training_evaluator(config, objective, inputs, mesh),
-        pictures=_picture_maker(objective, train_step, arrays, mesh),
+        pictures=_picture_maker(objective, train_step, mesh),
     )
     _announce(config, workdir, inputs, state, steps)
-    done = int(state.step)
-    with writers.create_writer(workdir, start_step=done) as writer:
-        try:
-            state = loop.fit(
-                train_step,
-                state,
-                _batches(config, inputs, arrays, mesh),
-                total_steps=steps["total"],
-                hooks=hooks,
-                checkpointer=checkpointer,
-                writer=writer,
-                progress=progress.Progress(steps["total"], config.batch_size, start=done),
-                rate=rate,
-                stage=config.stage,
-            )
-        except loop.Preempted as stop:
-            print(f"Stopped by {stop} Run the same command to continue.")
-            return loop.EXIT_PREEMPTED
-    print(f"Done: {steps['total']:,} steps. Checkpoint: {workdir / 'checkpoints'}")
+    done, total = int(state.step), steps["total"]
+    with _batches(config, inputs, done, mesh) as batches:
+        first = next(batches)
+        compiled = loop.compile_step(
+            train_step, state, first, steps=total - done, stage=config.stage
+        )
+        write_record()
+        with writers.create_writer(workdir, start_step=done) as writer:
+            try:
+                loop.fit(
+                    compiled,
+                    state,
+                    itertools.chain([first], batches),
+                    total_steps=total,
+                    hooks=hooks,
+                    checkpointer=checkpointer,
+                    writer=writer,
+                    progress=progress.Progress(total, config.batch_size, start=done),
+                    rate=rate,
+                    stage=config.stage,
+                )
+            except loop.Preempted as stop:
+                print(f"Stopped by {stop} Run the same command to continue.")
+                return loop.EXIT_PREEMPTED
+    print(f"Done: {total:,} steps. Checkpoint: {workdir / 'checkpoints'}")
     return 0
 
 
-def _resident_arrays(inputs: Inputs, mesh: jax.sharding.Mesh) -> Any:
-    """The whole prepared set on every device, or nothing when streaming."""
-    if isinstance(inputs.rows, source.OnTheFly):
-        return None
-    return jax.device_put(inputs.rows.arrays(), sharding.replicated(mesh))
-
-
+@contextlib.contextmanager
 def _batches(
-    config: ml_collections.ConfigDict, inputs: Inputs, arrays: Any, mesh: jax.sharding.Mesh
-) -> Callable[[int], Iterator[Any]]:
-    """First step -> what each step takes: always the resident arrays, or streamed batches."""
-
-    def resident(start: int) -> Iterator[Any]:
-        del start  # The step gathers its own batch from its number.
-        return itertools.repeat(arrays)
-
-    def streamed(start: int) -> Iterator[Any]:
-        rows = sharding.by_example(mesh)
-        with source.stream(
-            inputs.rows,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=start,
-            workers=config.data.workers,
-        ) as batches:
-            for raw in batches:
-                yield jax.device_put(raw, rows)
-
-    return streamed if config.data.streaming else resident
+    config: ml_collections.ConfigDict, inputs: Inputs, start: int, mesh: jax.sharding.Mesh
+) -> Iterator[Iterator[Any]]:
+    """What each step takes, from `start` on: always the resident arrays, or streamed batches."""
+    if not isinstance(inputs.rows, source.OnTheFly):
+        # The step gathers its own batch from its number.
+        yield itertools.repeat(jax.device_put(inputs.rows.arrays(), sharding.replicated(mesh)))
+        return
+    rows = sharding.by_example(mesh)
+    with source.stream(
+        inputs.rows,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=start,
+        workers=config.data.workers,
+    ) as raw:
+        yield (jax.device_put(batch, rows) for batch in raw)
 
 
 def _in_training_evaluator(
@@ -264,7 +317,10 @@ def _in_training_evaluator(
             ids=ids,
             batch_size=segment.round_up(config.batch_size, mesh),
             metrics=IN_TRAINING_METRICS,
+            workers=config.data.workers or None,
             progress=False,
+            pictures=False,
+            resamples=1,  # The intervals of a few images are not looked at.
         )
         means = result.summary["metrics"]
         return {f"{config.eval_split}/{name}": float(means[name]["mean"]) for name in means}
@@ -273,12 +329,10 @@ def _in_training_evaluator(
 
 
 def _picture_maker(
-    objective: Objective, train_step: TrainStep, arrays: Any, mesh: jax.sharding.Mesh
-) -> Callable[[TrainState], dict[str, np.ndarray]] | None:
+    objective: Objective, train_step: TrainStep, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState, Any], dict[str, np.ndarray]]:
     """Pictures of the first images of the batch at hand, in evaluation mode."""
     spec = train_step.spec
-    if not spec.resident:
-        return None
 
     @jax.jit
     def draw(state: TrainState, data: Any) -> dict[str, jax.Array]:
@@ -288,7 +342,7 @@ def _picture_maker(
         context, _ = objective.prepare(state.variables, few, key, train=False)
         return objective.pictures(state.params, state.variables.state, few, context, key)
 
-    return lambda state: jax.device_get(draw(state, arrays))
+    return lambda state, data: jax.device_get(draw(state, data))
 
 
 def _announce(

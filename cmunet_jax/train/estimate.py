@@ -11,7 +11,7 @@ import psutil
 from tfds_angio.errors import UserError
 
 LONG_SECONDS = 2 * 3600
-SMALLER = "--config configs/{stage}.py:size=small"
+SMALLER = "--config configs/{stage}.py:size=small --workdir runs/{stage}-small"
 
 
 def duration(seconds: float) -> str:
@@ -37,7 +37,7 @@ def check_memory(compiled: Any, *, batch_size: int, stage: str) -> None:
     analysis = compiled.memory_analysis()
     if analysis is None:
         return
-    need = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
+    need = analysis.temp_size_in_bytes  # The arguments are in memory already.
     have = available_bytes()
     if have and need > have:
         fits = max(int(batch_size * have / need * 0.8), 1)

@@ -1,6 +1,7 @@
 """The one training loop. Order within an iteration: evaluate, save, step, log."""
 
 import dataclasses
+import functools
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from tfds_angio.errors import UserError
 
 # EX_TEMPFAIL: schedulers and wrappers know it as "run the same command again".
 EXIT_PREEMPTED = 75
+SLOW_STEP_SECONDS = 10.0
 
 
 class Preempted(Exception):
@@ -33,7 +35,7 @@ class Hooks:
     Attributes:
       log_every: scalars and the progress line.
       eval_every: `evaluate(state)` -> scalars.
-      pictures_every: `pictures(state)` -> named images [N, H, W, C] float32 in [0, 1].
+      pictures_every: `pictures(state, batch)` -> named images [N, H, W, C] float32 in [0, 1].
       save_every: checkpoints.
       save_evaluated: also save after each evaluation, so that the best can be kept.
     """
@@ -44,7 +46,7 @@ class Hooks:
     save_every: int
     save_evaluated: bool = False
     evaluate: Callable[[TrainState], dict[str, float]] | None = None
-    pictures: Callable[[TrainState], dict[str, np.ndarray]] | None = None
+    pictures: Callable[[TrainState, Any], dict[str, np.ndarray]] | None = None
 
 
 class _StopRequest:
@@ -96,11 +98,13 @@ class _Between:
     checkpointer: Checkpointer
     writer: metric_writers.MetricWriter
 
-    def __call__(self, step: int, state: TrainState, totals: Metrics, *, last: bool) -> None:
+    def __call__(
+        self, step: int, state: TrainState, totals: Metrics, batch: Any, *, last: bool
+    ) -> None:
         """Does what is due after `step` steps; everything after the last."""
         hooks, scores = self.hooks, None
         if hooks.pictures and (last or _due(hooks.pictures_every, step)):
-            for name, images in hooks.pictures(state).items():
+            for name, images in hooks.pictures(state, batch).items():
                 self.writer.write_images(step, {name: images})
         if hooks.evaluate and (last or _due(hooks.eval_every, step)):
             scores = hooks.evaluate(state)
@@ -122,10 +126,45 @@ class _Between:
         self.checkpointer.save(step, state, metrics=scores, force=force)
 
 
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A step ready to run: `step(state, totals, batch)`, and its empty accumulator."""
+
+    step: Callable[[TrainState, Metrics, Any], tuple[TrainState, Metrics]]
+    zero_metrics: Callable[[], Metrics]
+
+
+def compile_step(
+    train_step: TrainStep, state: TrainState, batch: Any, *, steps: int, stage: str
+) -> Compiled:
+    """Compiles ahead of time, so that memory and time are known before anything is written.
+
+    Args:
+      train_step: what to compile.
+      state: of the run, for shapes and shardings.
+      batch: what the step takes as data, likewise.
+      steps: that remain, for the forecast.
+      stage: names the config file in messages.
+
+    Raises:
+      UserError: if one step does not fit into memory.
+    """
+    began = time.perf_counter()
+    totals = train_step.zero_metrics(state, batch)
+    compiled = train_step.jitted.lower(state, totals, batch).compile()
+    spec = train_step.spec
+    print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
+    estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
+    line = estimate.forecast(compiled, steps=steps, accumulation=spec.accumulation, stage=stage)
+    if line:
+        print(line, flush=True)
+    return Compiled(compiled, functools.partial(train_step.zero_metrics, state, batch))
+
+
 def fit(
-    train_step: TrainStep,
+    compiled: Compiled,
     state: TrainState,
-    data: Callable[[int], Iterator[Any]],
+    batches: Iterator[Any],
     *,
     total_steps: int,
     hooks: Hooks,
@@ -138,9 +177,9 @@ def fit(
     """Trains until `total_steps` optimiser steps are done.
 
     Args:
-      train_step: the compiled step.
-      state: where to start; `state.step` may be anything up to `total_steps`.
-      data: first step -> iterator of what the step takes as data, one item a step.
+      compiled: of `compile_step`.
+      state: where to start; `state.step` may be anything below `total_steps`.
+      batches: what the step takes as data, one item a step, from `state.step` on.
       total_steps: optimiser steps at the end.
       hooks: evaluation, pictures, logging and saving, with their periods.
       checkpointer: saves the state; the last step is always saved.
@@ -158,66 +197,52 @@ def fit(
     """
     start = int(state.step)
     between = _Between(hooks, checkpointer, writer)
-    if start >= total_steps:
-        return state
-    batches = data(start)
-    batch = next(batches)
-    compiled = _compile(train_step, state, batch, total_steps - start, stage)
-    totals = train_step.zero_metrics(state, batch)
+    totals = compiled.zero_metrics()
     timer = _FirstSteps(start, total_steps, stage)
+    batch: Any = None
     with _StopRequest() as stop:
         for step in range(start, total_steps):
             if step > start:
-                between(step, state, totals, last=False)
-                batch = next(batches)
+                between(step, state, totals, batch, last=False)
+            batch = next(batches)
             with jax.transfer_guard("disallow"):
-                state, totals = compiled(state, totals, batch)
+                state, totals = compiled.step(state, totals, batch)
             done = step + 1
             timer.after(done, totals)
             if _due(hooks.log_every, done) or done == total_steps:
                 means = _means(totals, done)
                 writer.write_scalars(done, means | {"learning_rate": float(rate(step))})
-                totals = train_step.zero_metrics(state, batch)
+                totals = compiled.zero_metrics()
             progress(done)
             if stop.received and done < total_steps:
                 between.save(done, state, totals, force=True)
                 checkpointer.wait()
                 raise Preempted(f"{stop.received} at step {done}: saved.")
-        between(total_steps, state, totals, last=True)
+        between(total_steps, state, totals, batch, last=True)
         checkpointer.wait()
     return state
 
 
-def _compile(train_step: TrainStep, state: TrainState, batch: Any, steps: int, stage: str) -> Any:
-    """Compiles ahead of time, so that memory and time are known before the first step."""
-    began = time.perf_counter()
-    totals = train_step.zero_metrics(state, batch)
-    compiled = train_step.jitted.lower(state, totals, batch).compile()
-    spec = train_step.spec
-    print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
-    estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
-    line = estimate.forecast(compiled, steps=steps, accumulation=spec.accumulation, stage=stage)
-    if line:
-        print(line, flush=True)
-    return compiled
-
-
 class _FirstSteps:
-    """Times the second and third step (the first warms caches) and says once what follows."""
+    """Times the first steps and says once how long the rest will take, if that is long."""
 
     def __init__(self, start: int, total: int, stage: str):
         self._start, self._total, self._stage = start, total, stage
-        self._began = 0.0
+        self._began = time.perf_counter()
+        self._said = False
 
     def after(self, done: int, totals: Metrics) -> None:
         """Called after each step; waits for the device on the first and third only."""
         count = done - self._start
-        if count == 1:
-            jax.block_until_ready(totals)
-            self._began = time.perf_counter()
-        elif count == 3:
-            jax.block_until_ready(totals)
-            per_step = (time.perf_counter() - self._began) / 2
-            line = estimate.measured(per_step, remaining=self._total - done, stage=self._stage)
-            if line:
-                print(line, flush=True)
+        if self._said or count not in (1, 3):
+            return
+        jax.block_until_ready(totals)
+        seconds = time.perf_counter() - self._began
+        if count == 1 and seconds < SLOW_STEP_SECONDS:
+            self._began = time.perf_counter()  # The first step warms caches: time the next two.
+            return
+        self._said = True
+        per_step = seconds if count == 1 else seconds / 2
+        line = estimate.measured(per_step, remaining=self._total - done, stage=self._stage)
+        if line:
+            print(line, flush=True)
