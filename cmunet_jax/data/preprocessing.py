@@ -133,11 +133,6 @@ class Preprocessing:
         """SHA-256 (hex) of ``to_dict``: equal digests mean equal numbers."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
-    @property
-    def code_dtype(self) -> np.dtype:
-        """Type of the code: uint16 for ``paper``, uint8 for ``fixed``."""
-        return np.dtype(np.uint16 if self.name == "paper" else np.uint8)
-
     def geometry(self, height: int, width: int) -> Geometry:
         """The window of a native image of this size."""
         if isinstance(self.options, PaperOptions):
@@ -222,11 +217,6 @@ def create(config: Mapping[str, Any]) -> Preprocessing:
         for key, value in values.items()
     }
     return Preprocessing(name, size, version, OPTIONS[name](**typed))
-
-
-def default_options(name: str, size: int) -> dict[str, Any]:
-    """What ``config.preprocessing`` starts from: a dict for ``create``."""
-    return create({"name": name, "size": size}).to_dict()
 
 
 def _check_option(key: str, value: Any, kind: Any) -> None:

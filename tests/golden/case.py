@@ -39,7 +39,9 @@ class Check:
     @property
     def severity(self) -> float:
         """Error in units of the tolerance, NaN as infinity."""
-        ratio = self.error / self.tolerance if self.tolerance else float(self.error > 0) * np.inf
+        if self.error == 0:
+            return 0.0  # also where nothing but equality passes
+        ratio = self.error / self.tolerance if self.tolerance else np.inf
         return float(np.nan_to_num(ratio, nan=np.inf, posinf=np.inf))
 
 

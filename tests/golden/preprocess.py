@@ -15,8 +15,9 @@ PATTERN = "*_preprocess*"
 def check(case: Case, stem: str) -> list[Check]:
     """Compares crop and inpainting, standardisation, mask, and the 16-bit code that is stored.
 
-    Grey levels and masks must be equal; standardised values may differ by the last bit of
-    float16, in which the case keeps them, and the code by its own step beside it.
+    Grey levels and masks must be equal. The case keeps standardised values in float16, so each of
+    ours must round to its neighbour there; the decoded code may be off by half its own step more.
+    Both errors are the largest of all pixels, in units of what that pixel may be off.
     """
     del stem
     raw, theirs = np.asarray(case["raw"]), np.asarray(case["standardised"])
@@ -24,22 +25,31 @@ def check(case: Case, stem: str) -> list[Check]:
     window = chain.geometry(*raw.shape)
     cropped = released.inpaint_corners(geometry.extract(released.to_uint8(raw), window, fill=None))
     ours = released.standardise(cropped)
-    last_bit = float(np.spacing(np.float16(np.abs(theirs.astype(np.float32)).max())))
+    code = _code_at_native_size(raw, window.side)
     checks = [
         absolute("cropped", cropped, case["cropped"], 0.0),
-        absolute("standardised", ours.astype(np.float16), theirs, last_bit),
-        absolute("code", _code_at_native_size(raw, window.side), theirs, last_bit),
+        _within("standardised", ours, theirs, 0.0),
+        _within("code", code.float(), theirs, float(code.scale) / 2),
     ]
     if "raw_mask" in case:
         checks.append(_check_mask(case, window))
     return checks
 
 
-def _code_at_native_size(raw: np.ndarray, side: int) -> np.ndarray:
-    """The stored code decoded, at a size at which the resampling at load does nothing."""
+def _within(name: str, ours: np.ndarray, theirs: np.ndarray, more: float) -> Check:
+    """Compares float32 values with float16 ones, each within its own rounding and `more`."""
+    if theirs.dtype != np.float16:
+        raise ValueError(f"{name}: the case holds {theirs.dtype}, not float16")
+    exact = theirs.astype(np.float64)
+    # Half the distance to the next value of float16, and the rounding of float32 beside it.
+    allowed = np.spacing(np.abs(theirs)).astype(np.float64) / 2 + more + 1e-6 * (1 + np.abs(exact))
+    return absolute(name, ours / allowed, exact / allowed, 1.0)
+
+
+def _code_at_native_size(raw: np.ndarray, side: int) -> preprocessing.Prepared:
+    """The stored code, at a size at which the resampling at load does nothing."""
     options = preprocessing.create({"name": "paper", "size": 16}).options
-    chain = preprocessing.Preprocessing("paper", side, 1, options)
-    return chain.apply(raw).float()
+    return preprocessing.Preprocessing("paper", side, 1, options).apply(raw)
 
 
 def _check_mask(case: Case, window: Any) -> Check:
