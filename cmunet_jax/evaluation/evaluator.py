@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cmunet_jax.config import choose
 from cmunet_jax.data.preprocessing import Preprocessing
 from cmunet_jax.evaluation import inference, statistics
-from cmunet_jax.evaluation.inference import Forward, Loaded, Reader, check_choice
+from cmunet_jax.evaluation.inference import Forward, Loaded, Reader
 from cmunet_jax.evaluation.metrics import TABLE, Metric, Pair, Terms
 from cmunet_jax.evaluation.paper import PAPER_TABLE
 from cmunet_jax.evaluation.results import PICTURES, Evaluation, Picture, summarise, write
@@ -149,11 +150,11 @@ def _measure(loaded: Loaded, logits: NDArray[np.float32], table: Mapping[str, Me
 
 
 def _select(protocol: str, names: Iterable[str] | None) -> dict[str, Metric]:
-    check_choice("protocol", protocol, tuple(PROTOCOLS))
+    choose("config.protocol", protocol, tuple(PROTOCOLS))
     table = PROTOCOLS[protocol]
     chosen = list(table) if names is None else list(dict.fromkeys(names))
     for name in chosen:
-        check_choice("metric", name, tuple(table))
+        choose("metrics", name, tuple(table))
     if not chosen:
         raise UserError(f"metrics is empty: choose from {', '.join(table)}")
     return {name: table[name] for name in chosen}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunet_jax.config import choose
 from cmunet_jax.data.geometry import Geometry
 from cmunet_jax.data.preprocessing import Preprocessing
 from tfds_angio.base import AngioDataset, default_workers
@@ -75,7 +76,7 @@ class Reader:
     resolution: str = "native"
 
     def __post_init__(self) -> None:
-        check_choice("resolution", self.resolution, RESOLUTIONS)
+        choose("config.resolution", self.resolution, RESOLUTIONS)
 
     def positions(self, ids: Sequence[str] | None) -> list[int]:
         """Where the images are; all of the split where `ids` is None.
@@ -211,9 +212,3 @@ def predict(
             forward, variables, reader, positions, batch_size=batch_size, pool=pool
         ):
             yield loaded.finish(logits)
-
-
-def check_choice(what: str, given: str, known: Sequence[str]) -> None:
-    """Raises a UserError that lists what there is, unless `given` is among it."""
-    if given not in known:
-        raise UserError(f"{what} {given!r} is unknown: choose one of {', '.join(known)}")

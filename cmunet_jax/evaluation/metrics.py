@@ -1,7 +1,7 @@
 """Metrics of one predicted artery mask against the truth: one definition each, one table.
 
-`TABLE[name](truth, prediction)` is the value for one image; `measure` gives several at once and
-computes what they share (contours, skeletons, distances) only once. Every value is finite.
+`TABLE[name](truth, prediction)` is the value for one image; `TABLE[name].value(pair)` of one `Pair`
+computes what several share (contours, skeletons, distances) only once. Every value is finite.
 Distances are in pixels of the masks that are given. A ratio is kept as the *terms* it is made of,
 whose sums over images give its pooled value: the two columns cannot drift apart.
 
@@ -305,13 +305,3 @@ TABLE: Mapping[str, Metric] = {
     ),
     "ce": Metric("cross-entropy", _cross_entropy, ratio, "free", "nat", False),
 }
-
-
-def measure(pair: Pair, names: Iterable[str] = tuple(TABLE)) -> dict[str, float]:
-    """Several metrics of one image, by name.
-
-    Raises:
-        KeyError: a name is not in `TABLE`.
-        ValueError: 'ce' is asked for and the pair has no margin.
-    """
-    return {name: TABLE[name].value(pair) for name in names}

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cmunet_jax.config import choose
 from tfds_angio.errors import UserError
 
 Array = jax.Array
@@ -147,19 +148,6 @@ class WithoutContext:
         return extra
 
 
-def microbatch(context: Mapping[str, Array], start: Array | int, size: int) -> dict[str, Array]:
-    """Cuts rows [start, start + size) out of a context (or views); shared entries stay whole.
-
-    `start` may be traced; `size` is static.
-    """
-    return {
-        name: value
-        if name in SHARED_CONTEXT
-        else lax.dynamic_slice_in_dim(value, start, size, axis=0)
-        for name, value in context.items()
-    }
-
-
 def preset(presets: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
     """Returns a copy of the options of a preset; UserError if there is none of that name."""
     if name not in presets:
@@ -172,10 +160,7 @@ def preset(presets: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
 
 def check_choice(key: str, value: Any, choices: tuple[str, ...], *, section: str = "objective"):
     """Raises UserError, naming `config.{section}.{key}`, unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(
-            f"config.{section}.{key}={value!r} is not known; choose one of: {', '.join(choices)}"
-        )
+    choose(f"config.{section}.{key}", value, choices)
 
 
 def means(**values: Array) -> Metrics:

@@ -7,7 +7,15 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis.extra import numpy as hnp
 
+from cmunet_jax.evaluation.metrics import TABLE, Pair
+
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14)
+
+
+def measure(truth, prediction, names=tuple(TABLE), *, margin=None) -> dict[str, float]:
+    """Several metrics of one image by name, from one `Pair` as in the evaluator."""
+    pair = Pair(truth, prediction, margin=margin)
+    return {name: TABLE[name].value(pair) for name in names}
 
 
 def vessel(seed: int, *, shape: tuple[int, int] = (72, 96), width: int = 5) -> np.ndarray:

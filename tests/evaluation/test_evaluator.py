@@ -11,11 +11,11 @@ import pytest
 
 from cmunet_jax.evaluation.evaluator import evaluate
 from cmunet_jax.evaluation.inference import Reader, predict
-from cmunet_jax.evaluation.metrics import TABLE, Pair, measure
+from cmunet_jax.evaluation.metrics import TABLE
 from cmunet_jax.evaluation.paper import PAPER_TABLE, paper_metrics
 from tests.evaluation import fakes
 from tests.evaluation.fakes import SIZE, bright, chain, dataset
-from tests.evaluation.masks import vessel
+from tests.evaluation.masks import measure, vessel
 from tfds_angio.errors import UserError
 
 QUIET = {"progress": False, "resamples": 200, "workers": 2}
@@ -59,7 +59,7 @@ def test_rows_hold_the_metrics_of_the_restored_prediction():
         strict=True,
     ):
         truth = data[int(row["id"][-2:])]["mask"][..., 0] > 0
-        expected = measure(Pair(truth, prediction.mask, margin=prediction.margin))
+        expected = measure(truth, prediction.mask, margin=prediction.margin)
         assert {name: row[name] for name in TABLE} == expected
         assert row["truth_pixels"] == truth.sum()
         assert row["true_positives"] + row["false_negatives"] == truth.sum()
@@ -195,14 +195,14 @@ def test_memory_is_bounded_reading_keeps_two_batches_ahead_at_most():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"metrics": ["dize"]}, "metric 'dize' is unknown: choose one of dice"),
+        ({"metrics": ["dize"]}, "metrics='dize' is not known, did you mean 'dice'"),
         ({"metrics": []}, "metrics is empty"),
-        ({"protocol": "best"}, "protocol 'best' is unknown"),
-        ({"resolution": "4k"}, "resolution '4k' is unknown: choose one of native, network"),
+        ({"protocol": "best"}, "config.protocol='best' is not known"),
+        ({"resolution": "4k"}, "config.resolution='4k'.*Choose one of: native, network"),
         ({"ids": ["imageXX"]}, "holds no image 'imageXX'"),
         ({"ids": ["image00", "image00"]}, "listed twice"),
         ({"ids": []}, "no images to evaluate"),
-        ({"metrics": ["hd95"], "protocol": "paper"}, "metric 'hd95' is unknown"),
+        ({"metrics": ["hd95"], "protocol": "paper"}, "metrics='hd95' is not known"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(options, message):

@@ -15,9 +15,9 @@ from skimage import metrics as skimage_metrics
 from skimage.measure import find_contours
 from skimage.morphology import skeletonize
 
-from cmunet_jax.evaluation.metrics import NSD_TOLERANCE, TABLE, Pair, measure
+from cmunet_jax.evaluation.metrics import NSD_TOLERANCE, TABLE, Pair
 from cmunet_jax.evaluation.shapes import Shape, bounding_crop, soft_skeleton
-from tests.evaluation.masks import pairs, shifted, vessel
+from tests.evaluation.masks import measure, pairs, shifted, vessel
 
 MASK_METRICS = [name for name in TABLE if name != "ce"]
 OVERLAPS = [name for name in MASK_METRICS if TABLE[name].kind == "overlap"]
@@ -107,7 +107,7 @@ def test_cross_entropy_counts_only_what_the_network_saw():
 
 def test_cross_entropy_without_logits_is_refused():
     with pytest.raises(ValueError, match="margin"):
-        measure(Pair([[1]], [[1]]), ["ce"])
+        measure([[1]], [[1]], ["ce"])
 
 
 # ------------------------------------------------------------------------ empty masks, bad input
@@ -161,7 +161,7 @@ def test_masks_that_do_not_match_are_refused(shapes):
 def test_read_only_masks_are_accepted():
     mask = np.array(vessel(1))
     mask.flags.writeable = False
-    assert measure(Pair(mask, mask), ["cldice"]) == {"cldice": 1.0}
+    assert measure(mask, mask, ["cldice"]) == {"cldice": 1.0}
 
 
 # ------------------------------------------------------------------------------------ oracles
@@ -170,7 +170,7 @@ def test_read_only_masks_are_accepted():
 @pytest.mark.parametrize(("truth", "prediction"), VESSELS)
 def test_surface_metrics_agree_with_surface_distance(truth, prediction):
     reference = surface_distance.compute_surface_distances(truth, prediction, (1.0, 1.0))
-    ours = measure(Pair(truth, prediction), ["hd95", "assd", "nsd_2px"])
+    ours = measure(truth, prediction, ["hd95", "assd", "nsd_2px"])
     assert ours["hd95"] == pytest.approx(
         surface_distance.compute_robust_hausdorff(reference, 95), abs=1e-9
     )
@@ -186,7 +186,7 @@ def test_surface_metrics_agree_with_surface_distance(truth, prediction):
 @given(pairs(filled=True))
 def test_surface_metrics_agree_with_surface_distance_on_any_mask(masks):
     reference = surface_distance.compute_surface_distances(*masks, (1.0, 1.0))
-    ours = measure(Pair(*masks), ["hd95", "nsd_2px"])
+    ours = measure(*masks, ["hd95", "nsd_2px"])
     assert ours["nsd_2px"] == pytest.approx(
         surface_distance.compute_surface_dice_at_tolerance(reference, NSD_TOLERANCE), abs=1e-9
     )
@@ -267,16 +267,15 @@ def test_soft_skeleton_agrees_with_grey_morphology(masks):
 @settings(max_examples=150, deadline=None)
 @given(pairs())
 def test_every_value_is_finite_and_in_range(masks):
-    pair = Pair(*masks)
-    values = measure(pair, MASK_METRICS)
+    values = measure(*masks, MASK_METRICS)
     assert all(0 <= values[name] <= 1 for name in OVERLAPS), values
-    assert all(0 <= values[name] <= pair.diagonal for name in DISTANCES), values
+    assert all(0 <= values[name] <= Pair(*masks).diagonal for name in DISTANCES), values
 
 
 @settings(max_examples=100, deadline=None)
 @given(pairs())
 def test_swapping_the_masks_swaps_precision_and_recall_and_nothing_else(masks):
-    forth, back = (measure(Pair(*order), MASK_METRICS) for order in (masks, masks[::-1]))
+    forth, back = (measure(*order, MASK_METRICS) for order in (masks, masks[::-1]))
     assert {name: forth[name] for name in SYMMETRIC} == pytest.approx(
         {name: back[name] for name in SYMMETRIC}
     )
@@ -286,7 +285,7 @@ def test_swapping_the_masks_swaps_precision_and_recall_and_nothing_else(masks):
 @settings(max_examples=100, deadline=None)
 @given(pairs())
 def test_a_perfect_prediction_is_perfect(masks):
-    values = measure(Pair(masks[0], masks[0]), MASK_METRICS)
+    values = measure(masks[0], masks[0], MASK_METRICS)
     assert values == {name: float(TABLE[name].higher_is_better) for name in MASK_METRICS}
 
 
@@ -295,15 +294,13 @@ def test_a_perfect_prediction_is_perfect(masks):
 def test_moving_both_masks_changes_nothing(masks, rows, columns):
     canvas = [np.pad(mask, 12) for mask in masks]
     moved = [shifted(mask, rows, columns) for mask in canvas]
-    assert measure(Pair(*moved), MASK_METRICS) == pytest.approx(
-        measure(Pair(*canvas), MASK_METRICS)
-    )
+    assert measure(*moved, MASK_METRICS) == pytest.approx(measure(*canvas, MASK_METRICS))
 
 
 @settings(max_examples=80, deadline=None)
 @given(pairs())
 def test_dice_and_iou_are_one_statement(masks):
-    values = measure(Pair(*masks), ["dice", "iou"])
+    values = measure(*masks, ["dice", "iou"])
     assert values["dice"] == pytest.approx(2 * values["iou"] / (1 + values["iou"]))
 
 
@@ -312,7 +309,7 @@ def test_eroding_the_prediction_lowers_recall_and_never_precision(seed):
     truth = vessel(seed, width=9)
     prediction, recalls = truth, []
     while prediction.any():
-        values = measure(Pair(truth, prediction), ["precision", "recall", "dice"])
+        values = measure(truth, prediction, ["precision", "recall", "dice"])
         assert values["precision"] == 1.0
         recalls.append((values["recall"], values["dice"]))
         prediction = ndimage.binary_erosion(prediction)
