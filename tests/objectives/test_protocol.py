@@ -10,12 +10,14 @@ import optax
 import pytest
 
 from cmunet_jax import objectives
-from cmunet_jax.objectives import base, cmunet, scratch
-from cmunet_jax.objectives.base import Objective, Variables
+from cmunet_jax.objectives import cmunet, scratch
+from cmunet_jax.objectives.base import Objective
 from tests.objectives import tiny
 from tfds_angio.errors import UserError
 
 every = pytest.mark.parametrize("name", list(tiny.OBJECTIVES))
+# The rest differ from these only in ways that their own tests look at.
+typical = pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-paper", "cmunet-ema"])
 
 
 def _config(name="cmunet", model=None, **options):
@@ -29,7 +31,7 @@ def test_implements_the_protocol(name):
     assert isinstance(tiny.OBJECTIVES[name], Objective)
 
 
-@every
+@typical
 def test_jit_equals_eager_and_keeps_the_state_structure(name):
     objective = tiny.OBJECTIVES[name]
     variables, views = tiny.case(objective)
@@ -46,42 +48,13 @@ def test_jit_equals_eager_and_keeps_the_state_structure(name):
     assert shapes(out_jitted.state) == shapes(variables.state)
 
 
-@every
+@typical
 def test_evaluation_changes_no_state(name):
     objective = tiny.OBJECTIVES[name]
     variables, views = tiny.case(objective)
     run = jax.jit(lambda v: tiny.full_loss(objective, v, views, train=False))
     _, out = run(variables)
     jax.tree.map(np.testing.assert_array_equal, out.state, variables.state)
-
-
-@every
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_lowers_for_every_platform(name, dtype):
-    objective = tiny.OBJECTIVES[name]
-    objective = type(objective)(**{**vars(objective), "dtype": dtype})
-    variables, views = tiny.case(objective)
-
-    def step(params, batch_stats, extra, views, key_data):
-        key = jax.random.wrap_key_data(key_data)
-
-        def loss(params):
-            variables = Variables(params=params, batch_stats=batch_stats, extra=extra)
-            return tiny.full_loss(objective, variables, views, key=key)
-
-        (value, out), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
-        return value, params, objective.post_update(params, out.state["extra"], jnp.zeros((), int))
-
-    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(
-        variables.params,
-        variables.batch_stats,
-        variables.extra,
-        views,
-        jax.random.key_data(tiny.KEY),
-    )
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-    assert exported.out_avals[0].shape == () and exported.out_avals[0].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-fixed"])
@@ -96,7 +69,7 @@ def test_bfloat16_loss_is_float32_and_near(name):
     np.testing.assert_allclose(a, b, rtol=0.1)
 
 
-@every
+@typical
 def test_pictures_lie_between_0_and_1(name):
     objective = tiny.OBJECTIVES[name]
     variables, views = tiny.case(objective)
@@ -156,13 +129,6 @@ def test_one_batch_is_overfitted(name):
         assert out.metrics["dice"][0] > 0.95
     else:
         assert out.metrics["contrast_accuracy"][0] == 1
-
-
-def test_microbatch_cuts_rows_and_keeps_shared_entries():
-    context = {"keys": jnp.arange(12.0).reshape(6, 2), "position": jnp.arange(6)}
-    cut = base.microbatch(context, 2, 3)
-    np.testing.assert_array_equal(cut["position"], [2, 3, 4])
-    assert cut["keys"].shape == (6, 2)
 
 
 @pytest.mark.parametrize("preset", ["paper", "fixed"])
