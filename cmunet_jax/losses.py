@@ -109,7 +109,7 @@ def upsample_patches(patches: Array) -> Array:
 
 
 def mse(prediction: Array, target: Array) -> Array:
-    """Mean squared error over all elements of two arrays of one shape."""
+    """Mean squared error, a scalar >= 0, over all elements of two arrays [...] of one shape."""
     return jnp.square(_wide(prediction) - _wide(target)).mean()
 
 

@@ -84,7 +84,7 @@ def forecast(compiled: Any, *, steps: int, accumulation: int, stage: str) -> str
     if seconds * steps < LONG_SECONDS:
         return None
     return (
-        f"No accelerator: expect about {duration(seconds)} a step, {duration(seconds * steps)} for "
+        f"No accelerator: expect at least {duration(seconds)} a step, {duration(seconds * steps)} for "
         f"{steps:,} steps. A smaller preset exists: {SMALLER.format(stage=stage)}"
     )
 
