@@ -22,9 +22,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(
     p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("common.py", "__init__.py")
 )
+SIZES = "size=paper,small,demo,tiny"
 ARGUMENTS = {
-    "pretrain.py": ("size=paper,small,demo,tiny", "preset=fixed,paper", "preprocessing=fixed,paper"),
-    "finetune.py": ("size=paper,small,demo,tiny", "preset=fixed,paper", "init=pretrained,scratch"),
+    "pretrain.py": (SIZES, "preset=fixed,paper", "preprocessing=fixed,paper"),
+    "finetune.py": (SIZES, "preset=fixed,paper", "init=pretrained,scratch"),
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
 }  # fmt: skip

@@ -83,8 +83,9 @@ def forecast(compiled: Any, *, steps: int, accumulation: int, stage: str) -> str
     seconds = flops / flops_per_second()
     if seconds * steps < LONG_SECONDS:
         return None
+    total = duration(seconds * steps)
     return (
-        f"No accelerator: expect at least {duration(seconds)} a step, {duration(seconds * steps)} for "
+        f"No accelerator: expect at least {duration(seconds)} a step, {total} for "
         f"{steps:,} steps. A smaller preset exists: {SMALLER.format(stage=stage)}"
     )
 

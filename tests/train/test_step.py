@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import ndimage
 
 from cmunet_jax.config import from_dict
 from cmunet_jax.data import source, views
@@ -18,18 +19,26 @@ from tests.objectives import tiny
 from tfds_angio.errors import UserError
 
 SIZE, EXAMPLES, BATCH = 32, 12, 8
+SHARED_OBJECTIVES = ("scratch-fixed", "cmunet-paper")  # one without keys, one with
+ADAM = optax.adam(1e-3)
 
 
 def arrays(masks=True):
-    """A resident data set of smooth blobs, as PreparedSplit.arrays() gives it."""
+    """A resident data set of blobs, the bright ones wanted, as PreparedSplit.arrays().
+
+    The noise matters: where a line of pixels is constant, standardising by lines (preset `paper`)
+    amplifies rounding, and sums in another order give another loss.
+    """
     rng = np.random.default_rng(0)
-    code = rng.integers(0, 255, (EXAMPLES, SIZE, SIZE)).astype(np.uint8)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(EXAMPLES, SIZE, SIZE)), (0, 4, 4))
+    noisy = smooth / smooth.std() + 0.3 * rng.normal(size=smooth.shape)
+    code = np.clip(128 + 40 * noisy, 0, 255).astype(np.uint8)
     made = {
         "code": code,
         "scale": np.full(EXAMPLES, 0.02, np.float32),
         "offset": np.full(EXAMPLES, -2.5, np.float32),
     }
-    return made | ({"mask": (code > 180).astype(np.uint8)} if masks else {})
+    return made | ({"mask": (code > 160).astype(np.uint8)} if masks else {})
 
 
 def spec(objective, **changes):
@@ -52,9 +61,9 @@ def start(objective, tx, mesh, *, ema=True):
     return jax.device_put(state_lib.create(variables, tx, ema=ema), sharding.replicated(mesh))
 
 
-def run(objective, steps, **changes):
+def run(objective, steps, *, tx=ADAM, **changes):
     """Losses and final state of a few steps on resident data."""
-    mesh, tx = sharding.create_mesh(), optax.adam(1e-3)
+    mesh = sharding.create_mesh()
     data = jax.device_put(arrays(isinstance(objective, Scratch)), sharding.replicated(mesh))
     step = TrainStep(objective, tx, spec(objective, **changes), mesh)
     state, losses = start(objective, tx, mesh), []
@@ -73,7 +82,9 @@ def test_microbatches_interleave_and_merge_back(parts):
     np.testing.assert_array_equal(split[0], x[::parts])
 
 
-@pytest.mark.parametrize("name", ["cmunet-paper", "cmunet-ema"])
+@pytest.mark.parametrize(
+    "name", ["cmunet-ema", pytest.param("cmunet-paper", marks=pytest.mark.slow)]
+)
 def test_accumulation_keeps_the_negatives_of_the_whole_batch(name):
     """With frozen normalisation, accumulated gradients equal those of one pass."""
     objective = tiny.OBJECTIVES[name]
@@ -136,15 +147,14 @@ def test_averages_start_young_and_follow():
     np.testing.assert_allclose(late["a"], 0.01, rtol=1e-4)
 
 
-def test_the_whole_step_overfits_one_batch():
-    losses, _, _ = run(
-        tiny.OBJECTIVES["scratch-fixed"],
-        60,
-        views=from_dict(views.default_options("supervised", SIZE) | dict.fromkeys(
-            ("flip_horizontal", "flip_vertical", "rot90", "affine", "downscale", "blur", "gamma",
-             "noise"), 0.0) | {"brightness": 0.0, "contrast": (1.0, 1.0)}),
-    )  # fmt: skip
-    assert losses[-1] < 0.8 * losses[0]
+def test_the_whole_step_learns_what_is_bright():
+    """No constant prediction brings the loss below 0.9 of the first: the network must look."""
+    chances = ("flip_horizontal", "flip_vertical", "rot90", "affine", "downscale", "blur", "gamma",
+               "noise", "brightness")  # fmt: skip
+    plain = dict.fromkeys(chances, 0.0) | {"contrast": (1.0, 1.0)}
+    options = from_dict(views.default_options("supervised", SIZE) | plain)
+    losses, _, _ = run(tiny.OBJECTIVES["scratch-fixed"], 30, tx=optax.adam(2e-2), views=options)
+    assert np.mean(losses[-5:]) < 0.55 * losses[0]
 
 
 @pytest.mark.parametrize(("batch", "accumulation", "good"), [(16, 2, True), (12, 1, False)])
@@ -160,20 +170,20 @@ def test_batches_that_devices_cannot_share_are_named(batch, accumulation, good):
 
 
 EIGHT = """
-import json, sys
-from tests.train.test_step import run
+import json
+import jax
 from tests.objectives import tiny
-out = {}
-for name in ("scratch-fixed", "cmunet-fixed", "cmunet-paper"):
-    out[name] = run(tiny.OBJECTIVES[name], 3)[0]
-print(json.dumps(out))
+from tests.train.test_step import SHARED_OBJECTIVES, run
+losses = {name: run(tiny.OBJECTIVES[name], 2)[0] for name in SHARED_OBJECTIVES}
+print(json.dumps({"devices": jax.device_count(), "losses": losses}))
 """
 
 
 def test_one_and_eight_devices_give_the_same_losses(run_python):
-    results = [
-        json.loads(run_python("-c", EIGHT, devices=n).stdout.strip().splitlines()[-1])
-        for n in (1, 8)
-    ]
-    for name in results[0]:
-        np.testing.assert_allclose(results[0][name], results[1][name], rtol=2e-4, err_msg=name)
+    if jax.device_count() != 1:
+        pytest.skip("this process has several devices already")
+    eight = json.loads(run_python("-c", EIGHT, devices=8).stdout.strip().splitlines()[-1])
+    assert eight["devices"] == 8
+    for name in SHARED_OBJECTIVES:
+        losses, _, _ = run(tiny.OBJECTIVES[name], 2)
+        np.testing.assert_allclose(eight["losses"][name], losses, rtol=2e-4, err_msg=name)
