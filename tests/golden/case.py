@@ -54,7 +54,7 @@ def absolute(name: str, ours: Any, theirs: Any, tolerance: float) -> Check:
 def relative(name: str, ours: Any, theirs: Any, tolerance: float) -> Check:
     """Largest absolute difference, divided by the largest magnitude of `theirs`."""
     ours, theirs = _same_shape(name, ours, theirs)
-    scale = max(float(np.abs(theirs).max()), np.finfo(np.float32).tiny)
+    scale = max(float(np.abs(theirs).max()), float(np.finfo(np.float32).tiny))
     return Check(name, float(np.abs(ours - theirs).max()) / scale, tolerance)
 
 
