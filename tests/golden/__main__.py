@@ -12,9 +12,9 @@ import argparse
 import fnmatch
 import pathlib
 import sys
-import zipfile
 from types import ModuleType
 
+import jax
 import numpy as np
 
 from tests.golden import cmunet, metrics, preprocess, unet
@@ -53,13 +53,13 @@ def run_case(path: pathlib.Path, checker: ModuleType) -> bool:
     try:
         with np.load(path) as archive:
             case = {name: archive[name] for name in archive.files}
-        checks = checker.check(case, path.stem)
+        # Accelerators would multiply float32 matrices in fewer bits than the tolerances ask for.
+        with jax.default_matmul_precision("highest"):
+            checks = checker.check(case, path.stem)
     except KeyError as error:
         print(f"FAIL  {path.stem}: the case or the network has no {error}")
         return False
-    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError) as error:
-        return _crashed(path.stem, error)
-    except (ValueError, AssertionError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # Whatever breaks one case must not hide the result of the others.
         return _crashed(path.stem, error)
     if not checks:
         print(f"FAIL  {path.stem}: nothing was compared")
