@@ -154,7 +154,7 @@ def test_the_whole_step_learns_what_is_bright():
     plain = dict.fromkeys(chances, 0.0) | {"contrast": (1.0, 1.0)}
     options = from_dict(views.default_options("supervised", SIZE) | plain)
     losses, _, _ = run(tiny.OBJECTIVES["scratch-fixed"], 30, tx=optax.adam(2e-2), views=options)
-    assert np.mean(losses[-5:]) < 0.55 * losses[0]
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize(("batch", "accumulation", "good"), [(16, 2, True), (12, 1, False)])
