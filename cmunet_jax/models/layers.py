@@ -98,13 +98,43 @@ class BatchNorm(nn.Module):
 def max_pool(x: Array, *, fast: bool = True) -> Array:
     """2×2 max pooling, [B, H, W, C] to [B, H/2, W/2, C]; H and W even.
 
-    Where a window holds its maximum more than once the fast form shares the gradient and the plain
-    one gives it to the first. After a ReLU such ties are zeros, whose gradient ends there.
+    Where a window holds its maximum more than once, its first pixel gets the gradient (as in
+    PyTorch).
     """
-    if not fast:
-        return nn.max_pool(x, (2, 2), (2, 2))
+    return _pool(x) if fast else nn.max_pool(x, (2, 2), (2, 2))
+
+
+@jax.custom_vjp
+def _pool(x: Array) -> Array:
+    return _pool_forward(x)[0]
+
+
+def _pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    """The maxima, and where the left and the upper pixel won: one winner a window.
+
+    JAX's own gradient of `max` looks for the pixels that equal the maximum. XLA may compute x a
+    second time for that, in another fusion with other rounding, and then finds none: gradients of
+    the encoder were off by a quarter for one size in float64 on CPU.
+    """
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+    pairs = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    left, right = pairs[..., 0, :], pairs[..., 1, :]
+    left_wins = left >= right
+    rows = jnp.where(left_wins, left, right)
+    upper, lower = rows[:, :, 0], rows[:, :, 1]
+    upper_wins = upper >= lower
+    return jnp.where(upper_wins, upper, lower), (left_wins, upper_wins)
+
+
+def _pool_backward(winners: tuple[Array, Array], dy: Array) -> tuple[Array]:
+    left_wins, upper_wins = winners
+    rows = jnp.stack([jnp.where(upper_wins, dy, 0), jnp.where(upper_wins, 0, dy)], axis=2)
+    pixels = jnp.stack([jnp.where(left_wins, rows, 0), jnp.where(left_wins, 0, rows)], axis=4)
+    b, h, w, c = dy.shape
+    return (pixels.reshape(b, 2 * h, 2 * w, c),)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def upsample_bilinear(x: Array) -> Array:
