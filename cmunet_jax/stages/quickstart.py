@@ -36,7 +36,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         if status:
             return status
         evaluation = config.evaluate.copy_and_resolve_references()
-        evaluation.checkpoint, evaluation.data = str(workdir / key), part.data
+        with evaluation.unlocked():  # The command line locks a config against new keys.
+            evaluation.checkpoint, evaluation.data = str(workdir / key), part.data
         evaluate.run(evaluation, workdir / key / "evaluation")
         name = f"{title}, {part.labels} labels"
         arms.append(report.Arm(name, workdir / key, workdir / key / "evaluation"))
