@@ -152,13 +152,47 @@ def info_nce(
       The mean loss in nats (not multiplied by any temperature), and the fraction of queries whose
       positive is the nearest key.
     """
-    dtype = jnp.promote_types(queries.dtype, jnp.float32)
-    logits = jnp.matmul(
-        l2_normalise(queries),
-        l2_normalise(keys).T,
+    return _nce(_cosines(queries, keys) / temperature, positives)
+
+
+def queue_nce(
+    queries: Array, keys: Array, queue: Array, *, temperature: float
+) -> tuple[Array, Array]:
+    """InfoNCE of MoCo (He et al., 2020): each query against its own key and those of a queue.
+
+    Keys of other examples of the batch are no negatives, unless the queue holds them.
+
+    Args:
+      queries: [B, D], any length.
+      keys: [B, D], any length, the positive of each query; in MoCo without gradient.
+      queue: [K, D], any length, the negatives; in MoCo keys of earlier batches.
+      temperature: > 0; divides the cosines.
+
+    Returns:
+      The mean loss in nats, log(K + 1) where nothing tells the positive from the negatives, and the
+      fraction of queries whose positive is nearer than all negatives.
+    """
+    own = (l2_normalise(queries) * l2_normalise(keys)).sum(-1, keepdims=True)
+    logits = jnp.concatenate([own, _cosines(queries, queue)], axis=-1) / temperature
+    return _nce(logits, jnp.zeros(len(queries), jnp.int32))
+
+
+def spread(keys: Array) -> Array:
+    """How much normalised keys [B, D] vary: >= 0, 0 when collapsed, 1 for random directions."""
+    unit = l2_normalise(keys)
+    return unit.std(0).mean() * unit.shape[-1] ** 0.5
+
+
+def _cosines(a: Array, b: Array) -> Array:
+    """Cosines [A, B] of all pairs of rows of [A, D] and [B, D]."""
+    return jnp.matmul(
+        l2_normalise(a),
+        l2_normalise(b).T,
         precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=dtype,
+        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
     )
-    logits = logits / temperature
-    accuracy = (logits.argmax(-1) == positives).mean(dtype=dtype)
+
+
+def _nce(logits: Array, positives: Array) -> tuple[Array, Array]:
+    accuracy = (logits.argmax(-1) == positives).mean(dtype=logits.dtype)
     return cross_entropy(logits, positives), accuracy

@@ -35,6 +35,9 @@ def data(name: str, size: str) -> Config:
             "name": f"{name}/{size}" if name == EMBEDDED_DATA else name,
             "dir": "data",  # where built data sets are kept
             "source": "",  # arcade, angio_folder: the folder or archive to build from
+            # How the images are divided: built (as the data set says), holdout:N (N images of
+            # train, whole patients, become the split holdout) or paper (as released, by image).
+            "splits": "built",
             "options": "",  # of the builder, as in tfds_angio.build: "key=value key=value"
             "streaming": False,  # True: through Grain instead of resident on the device
             "workers": 0,  # processes; 0: all cores to build and prepare, threads to stream
@@ -68,6 +71,7 @@ def optim(**changes) -> Config:
             "b2": 0.999,
             "momentum": 0.9,  # sgd
             "weight_decay": 0.0,  # of kernels only
+            "weight_decay_end": -1.0,  # >= 0: cosine from weight_decay to this over the run
             "clip_norm": 0.0,  # 0: off
         }
     )

@@ -99,3 +99,26 @@ def test_info_nce_of_bfloat16_inputs_is_float32():
     q = jnp.ones((2, 3), jnp.bfloat16)
     loss, _ = losses.info_nce(q, q, jnp.arange(2), temperature=0.07)
     assert loss.dtype == jnp.float32
+
+
+def test_queue_nce_against_numpy():
+    queries, keys = RNG.standard_normal((2, 3, 5)).astype(np.float32)
+    queue = RNG.standard_normal((7, 5)).astype(np.float32)
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    own = (unit(queries) * unit(keys)).sum(1, keepdims=True)
+    logits = np.concatenate([own, unit(queries) @ unit(queue).T], 1) / 0.1
+    loss, accuracy = losses.queue_nce(*map(jnp.asarray, (queries, keys, queue)), temperature=0.1)
+    np.testing.assert_allclose(loss, -scipy.special.log_softmax(logits, 1)[:, 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(accuracy, (logits.argmax(1) == 0).mean())
+
+
+def test_queue_nce_of_what_cannot_be_told_apart_is_log_of_all_keys():
+    same = jnp.ones((4, 3))
+    loss, _ = losses.queue_nce(same, same, jnp.ones((15, 3)), temperature=0.07)
+    np.testing.assert_allclose(loss, np.log(16), rtol=1e-6)
+
+
+def test_spread_is_one_for_random_and_zero_for_collapsed_keys():
+    random = jnp.asarray(RNG.standard_normal((500, 40)), jnp.float32)
+    np.testing.assert_allclose(losses.spread(random), 1, atol=0.02)
+    np.testing.assert_allclose(losses.spread(jnp.ones((500, 40))), 0, atol=1e-6)

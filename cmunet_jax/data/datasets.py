@@ -3,10 +3,15 @@
 import ml_collections
 
 from tfds_angio import options as option_parser
+from tfds_angio import resplit
 from tfds_angio.base import AngioDataset, build, open_dataset
 from tfds_angio.errors import UserError
 
 EMBEDDED = "angio_synthetic"
+_MADE_BY = {
+    "holdout": " It is made by config.data.splits, e.g. holdout:100.",
+    "fold": " It is made by config.folds, e.g. 3, and config.fold.",
+}
 
 
 def open_or_build(options: ml_collections.ConfigDict) -> AngioDataset:
@@ -16,17 +21,56 @@ def open_or_build(options: ml_collections.ConfigDict) -> AngioDataset:
     `options.source` names the user's files.
 
     Raises:
-      UserError: if the set is neither there nor can be built.
+      UserError: if the set is neither there nor can be built, or cannot be divided as
+        `options.splits` says.
     """
     if options.source or options.name.split("/")[0] == EMBEDDED:
-        return build(
+        dataset = build(
             options.name,
             data_dir=options.dir,
             source=options.source or None,
             options=option_parser.from_command_line(options.options.split()),
             workers=options.workers or None,
         )
-    return open_dataset(options.name, data_dir=options.dir)
+    else:
+        dataset = open_dataset(options.name, data_dir=options.dir)
+    return resplit.resplit(dataset, options.get("splits") or resplit.BUILT)
+
+
+def labelled_subset(
+    dataset: AngioDataset, *, labels: int, draw: int, folds: int, fold: int, prefix: str = ""
+) -> tuple[AngioDataset, list[str]]:
+    """The labelled images that a fine-tuning learns from.
+
+    Args:
+      dataset: from `open_or_build`.
+      labels: how many images of the draw; 0: all of train.
+      draw: which of the nested draws.
+      folds: 0, or into how many folds the subset is divided.
+      fold: the one that is not learnt from; it becomes the split `fold`.
+      prefix: of the keys in messages.
+
+    Returns:
+      The data set, with the split `fold` if there are folds, and the ids.
+
+    Raises:
+      UserError: more labels than images, no such draw, folds or fold out of range.
+    """
+    available = dataset.sizes.get("train", 0)
+    if labels > available:
+        raise UserError(
+            f"config.{prefix}labels={labels} is more than the {available} labelled "
+            f"images of {dataset.name}. Use at most {available}, or 0 for all."
+        )
+    ids = dataset.labelled_ids(labels or available, draw=draw)
+    if not folds:
+        if fold:
+            raise UserError(
+                f"config.{prefix}fold={fold} says which fold to leave out, but "
+                f"config.{prefix}folds=0: set config.{prefix}folds, e.g. to 3"
+            )
+        return dataset, ids
+    return resplit.with_fold(dataset, ids, folds=folds, fold=fold)
 
 
 def size_of(dataset: AngioDataset, split: str, *, key: str) -> int:
@@ -38,8 +82,9 @@ def size_of(dataset: AngioDataset, split: str, *, key: str) -> int:
     parts = [part.strip() for part in split.split("+")]
     count = sum(dataset.sizes.get(part, 0) for part in parts)
     if not count:
+        hint = "".join(_MADE_BY[part] for part in parts if part in _MADE_BY)
         have = ", ".join(f"{name} ({n})" for name, n in dataset.sizes.items())
         raise UserError(
-            f"config.{key}='{split}' is empty in {dataset.name}. It has: {have or 'nothing'}."
+            f"config.{key}='{split}' is empty in {dataset.name}. It has: {have or 'nothing'}.{hint}"
         )
     return count

@@ -27,7 +27,7 @@ class Entry:
       collection: 'params' or 'batch_stats'.
       path: place in our tree, '/'-separated.
       layout: 'conv', 'up' (2×2 transposed convolution), 'dense', 'pointwise' (a 1×1 convolution
-        that we keep as a matrix) or 'vector'.
+        that we keep as a matrix), 'token' (a vector that broadcasts over images) or 'vector'.
     """
 
     torch: str
@@ -41,6 +41,7 @@ _TO_OURS = {
     "up": lambda w: w.transpose(2, 3, 0, 1)[::-1, ::-1],
     "dense": lambda w: w.T,
     "pointwise": lambda w: w[:, :, 0, 0].T,
+    "token": lambda w: w[0, :, 0, 0],
     "vector": lambda w: w,
 }
 _TO_TORCH = {
@@ -48,6 +49,7 @@ _TO_TORCH = {
     "up": lambda w: w[::-1, ::-1].transpose(2, 3, 0, 1),
     "dense": lambda w: w.T,
     "pointwise": lambda w: w.T[:, :, None, None],
+    "token": lambda w: w[None, :, None, None],
     "vector": lambda w: w,
 }
 
@@ -71,6 +73,16 @@ def decoder_entries(torch: str = "", ours: str = "decoder") -> list[Entry]:
 def unet_entries(torch: str = "") -> list[Entry]:
     """Entries of the whole segmentation network."""
     return encoder_entries(torch) + decoder_entries(torch)
+
+
+def spark_entries(torch: str = "") -> list[Entry]:
+    """Entries of SparK's network: sparse encoder, densifying norms and tokens, dense decoder."""
+    entries = encoder_entries(f"{torch}sparse_encoder.sp_cnn.")
+    for i in range(5):  # from the bottleneck up
+        ours = f"densify/level{5 - i}"
+        entries += _norm(f"{torch}densify_norms.{i}", f"{ours}/norm")
+        entries.append(Entry(f"{torch}mask_tokens.{i}", "params", f"{ours}/token", "token"))
+    return entries + decoder_entries(f"{torch}dense_decoder.")
 
 
 def projector_entries(torch: str, ours: str) -> list[Entry]:
@@ -137,7 +149,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray], entries: Iterable[Entry]) -
             f"{_more(missing)}, not expected {left[:5]}{_more(left)}"
         )
     trees: dict[str, Tree] = {"params": {}, "batch_stats": {}}
-    ranks = {"conv": 4, "up": 4, "pointwise": 4, "dense": 2, "vector": 1}
+    ranks = {"conv": 4, "up": 4, "pointwise": 4, "token": 4, "dense": 2, "vector": 1}
     for entry in entries:
         value = np.asarray(state_dict[entry.torch])
         if value.ndim != ranks[entry.layout]:

@@ -62,6 +62,9 @@ class BatchNorm(nn.Module):
     `dtype`. The variance is the mean of squared deviations: exact where the mean is large.
 
     Under jit over a sharded batch they are the statistics of the global batch.
+
+    With `sites` it is the sparse batch normalisation of SparK (Tian et al., 2023, section 3.2):
+    statistics over the sites that are True, and zero at the others.
     """
 
     epsilon: float = 1e-5
@@ -69,8 +72,14 @@ class BatchNorm(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Normalises the last axis of [..., C]; `train` uses and records batch statistics."""
+    def __call__(self, x: Array, *, train: bool, sites: Array | None = None) -> Array:
+        """Normalises the last axis of [..., C]; `train` uses and records batch statistics.
+
+        Args:
+          x: [..., C].
+          train: whether statistics are the batch's.
+          sites: bool [..., 1]; None: all of them.
+        """
         features = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
@@ -78,21 +87,52 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
+            mean, var, bessel = _moments(x) if sites is None else _moments_at(x, sites)
             if not self.is_initializing():
-                n = x.size // features
-                unbiased = var * (n / max(n - 1, 1))
+                unbiased = var * bessel
                 running_mean.value = self._blend(running_mean.value, mean)
                 running_var.value = self._blend(running_var.value, unbiased)
         else:
             mean, var = running_mean.value, running_var.value
         y = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        if sites is not None:
+            y = jnp.where(sites, y, 0)
         return y.astype(self.dtype)
 
     def _blend(self, running: Array, batch: Array) -> Array:
         return self.momentum * running + (1 - self.momentum) * lax.stop_gradient(batch)
+
+
+def _moments(x: Array) -> tuple[Array, Array, float]:
+    """Means and biased variances [C] of [..., C], and the factor that makes the latter unbiased."""
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    n = x.size // x.shape[-1]
+    return mean, jnp.square(x - mean).mean(axes), n / max(n - 1, 1)
+
+
+def _moments_at(x: Array, sites: Array) -> tuple[Array, Array, Array]:
+    """The same over the sites [..., 1] that are True; all zero where none is."""
+    axes = tuple(range(x.ndim - 1))
+    # Counted in integers: float32 stops counting at 2**24, a few batches of full resolution.
+    n = jnp.maximum(sites.sum(dtype=jnp.int32), 1).astype(x.dtype)
+    mean = jnp.where(sites, x, 0).sum(axes) / n
+    var = jnp.where(sites, jnp.square(x - mean), 0).sum(axes) / n
+    return mean, var, n / jnp.maximum(n - 1, 1)
+
+
+def sites_of(active: Array, height: int) -> Array:
+    """The sites of a map of `height` rows that lie in active patches.
+
+    Args:
+      active: bool [B, h, w], True where a patch is visible; h divides `height`.
+      height: H of the map; its width is W = w · H / h.
+
+    Returns:
+      bool [B, H, W, 1].
+    """
+    times = height // active.shape[1]
+    return jnp.repeat(jnp.repeat(active, times, axis=1), times, axis=2)[..., None]
 
 
 def max_pool(x: Array, *, fast: bool = True) -> Array:

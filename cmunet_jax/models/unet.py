@@ -13,7 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cmunet_jax.models.layers import BatchNorm, UpConv, he_normal, max_pool, upsample_bilinear
+from cmunet_jax.models.layers import (
+    BatchNorm,
+    UpConv,
+    he_normal,
+    max_pool,
+    sites_of,
+    upsample_bilinear,
+)
 from tfds_angio.errors import UserError
 
 Array = jax.Array
@@ -32,41 +39,59 @@ class Block(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [B, H, W, C] to [B, H, W, features], non-negative."""
+    def __call__(self, x: Array, *, train: bool, sites: Array | None = None) -> Array:
+        """Maps [B, H, W, C] to [B, H, W, features], non-negative.
+
+        With `sites`, bool [B, H, W, 1], x is zero where they are False, and so is the result. The
+        convolution's own output needs no mask: normalisation looks at no other site.
+        """
         for i in (1, 2):
             x = _conv(self.features, 3, self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train))
+            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train, sites=sites))
         return x
 
 
 class Encoder(nn.Module):
-    """The contracting path: blocks of width w, 2w, 4w, 8w with 2×2 max pooling, bottleneck 16w."""
+    """The contracting path: blocks of width w, 2w, 4w, 8w with 2×2 max pooling, bottleneck 16w.
+
+    With `active` it is the sparse encoder of SparK: see `models.sparse`.
+    """
 
     width: int = 64
     dtype: Dtype = jnp.float32
     fast: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> tuple[Array, list[Array]]:
+    def __call__(
+        self, x: Array, *, train: bool, active: Array | None = None
+    ) -> tuple[Array, list[Array]]:
         """Encodes images.
 
         Args:
           x: [B, H, W, 1], standardised; 16 divides H and W.
           train: whether normalisation takes the batch's statistics.
+          active: bool [B, H/16, W/16], the patches that exist; all maps are zero elsewhere. None:
+            all.
 
         Returns:
           The bottleneck [B, H/16, W/16, 16·width] and four skips, finest first
           ([B, H, W, width] ... [B, H/8, W/8, 8·width]).
         """
         check_size(x.shape[1], x.shape[2])
+        sites: list[Any] = [None] * (LEVELS + 1)
+        if active is not None:
+            sites = [sites_of(active, x.shape[1] >> level) for level in range(LEVELS + 1)]
+            # By selection: a product would keep what is not finite. No pooling window crosses the
+            # border of a patch, so nothing else needs masking.
+            x = jnp.where(sites[0], x, 0)
         skips = []
         for level in range(LEVELS):
-            x = Block(self.width << level, self.dtype, name=f"down{level + 1}")(x, train=train)
+            block = Block(self.width << level, self.dtype, name=f"down{level + 1}")
+            x = block(x, train=train, sites=sites[level])
             skips.append(x)
             x = max_pool(x, fast=self.fast)
-        x = Block(self.width << LEVELS, self.dtype, name="bottleneck")(x, train=train)
-        return x, skips
+        bottleneck = Block(self.width << LEVELS, self.dtype, name="bottleneck")
+        return bottleneck(x, train=train, sites=sites[LEVELS]), skips
 
 
 class Decoder(nn.Module):

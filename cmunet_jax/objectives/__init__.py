@@ -11,15 +11,37 @@ from types import MappingProxyType
 from typing import Any
 
 from cmunet_jax.models.unet import UPSAMPLING
-from cmunet_jax.objectives import base, cmunet, scratch
+from cmunet_jax.objectives import base, cmunet, genesis, mae, moco, scratch, spark
 from cmunet_jax.objectives.cmunet import CMUNet
+from cmunet_jax.objectives.genesis import Genesis
+from cmunet_jax.objectives.mae import MAE
+from cmunet_jax.objectives.moco import MoCo
 from cmunet_jax.objectives.scratch import Scratch
+from cmunet_jax.objectives.spark import SparK
 from tfds_angio.errors import UserError
 
-OBJECTIVES = MappingProxyType({"scratch": Scratch, "cmunet": CMUNet})
+OBJECTIVES = MappingProxyType(
+    {
+        "scratch": Scratch,
+        "cmunet": CMUNet,
+        "moco": MoCo,
+        "mae": MAE,
+        "genesis": Genesis,
+        "spark": SparK,
+    }
+)
 """Name in `config.objective.name` -> class."""
 
-PRESETS = MappingProxyType({"scratch": scratch.preset_options, "cmunet": cmunet.preset_options})
+PRESETS = MappingProxyType(
+    {
+        "scratch": scratch.preset_options,
+        "cmunet": cmunet.preset_options,
+        "moco": moco.preset_options,
+        "mae": mae.preset_options,
+        "genesis": genesis.preset_options,
+        "spark": spark.preset_options,
+    }
+)
 """Name in `config.objective.name` -> (preset) -> options."""
 
 DTYPES = ("float32", "bfloat16")
@@ -30,6 +52,15 @@ def default_options(name: str, preset: str) -> dict[str, Any]:
     """Returns `config.objective` for an objective and a preset; UserError if either is unknown."""
     base.check_choice("name", name, tuple(OBJECTIVES))
     return {"name": name, "preset": preset, **PRESETS[name](preset)}
+
+
+def view_options(name: str, preset: str) -> dict[str, Any]:
+    """What an objective changes in its view's default options; nothing, for most.
+
+    A class says so in `view_options`, a mapping of preset -> options.
+    """
+    base.check_choice("name", name, tuple(OBJECTIVES))
+    return dict(getattr(OBJECTIVES[name], "view_options", {}).get(preset, {}))
 
 
 def create(config: Any) -> base.Objective:

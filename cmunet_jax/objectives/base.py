@@ -3,8 +3,9 @@
 An objective owns its networks, its loss and what it remembers between steps. The loop owns the
 optimiser, the data, the devices and the order of calls, which for one optimiser step is
 
+    views = objective.arrange(views, key)                                   # global batch, once
     context, state = objective.prepare(variables, views, key, train=True)   # global batch, once
-    for every microbatch (one, unless gradients are accumulated):
+    for every microbatch (one, unless gradients are accumulated; the last row is in the last):
         loss, out = objective.loss(params, state, views_m, context_m, key, train=True)
     params = optimiser(mean gradient)
     extra = objective.post_update(params, extra, step)
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cmunet_jax import losses
 from cmunet_jax.config import choose
 from tfds_angio.errors import UserError
 
@@ -99,6 +101,16 @@ class Objective(Protocol):
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> Variables:
         """Makes fresh variables for images of shape [H, W, 1]; UserError if 16 divides not H, W."""
 
+    def check_batch(self, batch_size: int, *, accumulation: int) -> None:
+        """Raises UserError if a batch of `batch_size` in `accumulation` passes cannot be had."""
+
+    def arrange(self, views: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        """Returns the training views of the global batch in the order in which they are to pass.
+
+        What belongs to one example may be moved to the row of another, and so to another pass
+        (MoCo's shuffled keys). `prepare` and `loss` also take views that were not arranged.
+        """
+
     def prepare(
         self, variables: Variables, views: Mapping[str, Array], key: Array, *, train: bool
     ) -> tuple[dict[str, Array], State]:
@@ -134,7 +146,18 @@ class Objective(Protocol):
         """Returns named pictures, float32 [B, H, W, 1 or 3] in [0, 1], in evaluation mode."""
 
 
-class WithoutContext:
+class AnyBatch:
+    """The defaults: every batch will do, in the order in which it comes."""
+
+    def check_batch(self, batch_size: int, *, accumulation: int) -> None:
+        """Accepts every batch."""
+
+    def arrange(self, views: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        """Returns the views as they are."""
+        return dict(views)
+
+
+class WithoutContext(AnyBatch):
     """The defaults: nothing to prepare, nothing to update after a step."""
 
     def prepare(
@@ -169,6 +192,31 @@ def means(**values: Array) -> Metrics:
     return {name: (lax.stop_gradient(v).astype(jnp.float32), one) for name, v in values.items()}
 
 
+def run(network: Any, params: Tree, stats: Tree, *inputs: Any, train: bool) -> tuple[Any, Tree]:
+    """Applies a network and returns its output and new running statistics."""
+    outputs, updated = network.apply(
+        {"params": params, "batch_stats": stats}, *inputs, train=train, mutable=["batch_stats"]
+    )
+    return outputs, updated["batch_stats"]
+
+
+def follow(average: Tree, new: Tree, momentum: float | Array) -> Tree:
+    """One step of an exponential moving average: momentum · average + (1 - momentum) · new."""
+    return jax.tree.map(
+        lambda a, b: (momentum * a + (1 - momentum) * b).astype(a.dtype), average, new
+    )
+
+
+def copy(tree: Tree) -> Tree:
+    """Own buffers with the same values: what is donated must not be shared."""
+    return jax.tree.map(jnp.array, tree)
+
+
+def mask(image: Array, patches: Array) -> Array:
+    """Sets masked 16×16 patches of images [B, H, W, 1] to zero; `patches` bool [B, H/16, W/16]."""
+    return jnp.where(losses.upsample_patches(patches)[..., None], 0, image)
+
+
 def to_unit(image: Array, *, like: Array | None = None) -> Array:
     """Maps images [B, H, W, C] of any range to [0, 1] for looking at, clipping extremes.
 
@@ -179,3 +227,27 @@ def to_unit(image: Array, *, like: Array | None = None) -> Array:
     mean = reference.mean((1, 2, 3), keepdims=True)
     half = jnp.maximum(2.5 * reference.std((1, 2, 3), keepdims=True), 1e-6)
     return jnp.clip(0.5 + (image.astype(jnp.float32) - mean) / (2 * half), 0, 1)
+
+
+def inpainted(image: Array, made: Array, patches: Array) -> dict[str, Array]:
+    """Pictures of a reconstruction of masked patches.
+
+    Args:
+      image: [B, H, W, 1], the view.
+      made: [B, H, W, 1], its reconstruction in the same units.
+      patches: bool [B, H/16, W/16], True = masked.
+
+    Returns:
+      `view`, `masked` (grey where hidden), `reconstruction` (pasted into the view where hidden) and
+      `error`, float32 [B, H, W, 1] in [0, 1]. Grey values share the window of the view; the error
+      is absolute, white at half that window, and zero where the view is visible.
+    """
+    hidden = losses.upsample_patches(patches)[..., None]
+    unit = to_unit(image)
+    pasted = to_unit(jnp.where(hidden, made, image), like=image)
+    return {
+        "view": unit,
+        "masked": jnp.where(hidden, 0.5, unit),
+        "reconstruction": pasted,
+        "error": jnp.clip(2 * jnp.abs(pasted - unit), 0, 1),
+    }

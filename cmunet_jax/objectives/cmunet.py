@@ -68,7 +68,7 @@ def preset_options(name: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class CMUNet:
+class CMUNet(base.AnyBatch):
     """The CM-UNet objective; see the module for the meaning of the options.
 
     Attributes:
@@ -150,9 +150,10 @@ class CMUNet:
             params["adapter"] = init_adapter(adapter_key, self.width << LEVELS)
         elif self.adapter == "fixed":
             extra["adapter"] = init_adapter(adapter_key, self.width << LEVELS)
-        # Copies, since buffers that are donated must not be shared.
-        extra["target"] = _copy({name: params[name] for name in self._followers})
-        extra["target_batch_stats"] = _copy({name: batch_stats[name] for name in MOMENTUM_NETWORKS})
+        extra["target"] = base.copy({name: params[name] for name in self._followers})
+        extra["target_batch_stats"] = base.copy(
+            {name: batch_stats[name] for name in MOMENTUM_NETWORKS}
+        )
         return Variables(params=params, batch_stats=batch_stats, extra=extra)
 
     @property
@@ -177,11 +178,11 @@ class CMUNet:
         """
         variables = lax.stop_gradient(variables)
         target, stats = variables.extra["target"], variables.extra["target_batch_stats"]
-        (bottleneck, _), encoder_stats = _run(
+        (bottleneck, _), encoder_stats = base.run(
             self._encoder, target["encoder"], stats["encoder"], views["view_b"], train=train
         )
         flat = adapt(self._target_adapter(variables, key), bottleneck, spatial=self._trains_adapter)
-        projection, projector_stats = _run(
+        projection, projector_stats = base.run(
             self._projector, target["projector"], stats["projector"], flat, train=train
         )
         batch = projection.shape[0]
@@ -238,7 +239,7 @@ class CMUNet:
             loss_reconstruction=reconstruction,
             loss_contrast=contrast,
             contrast_accuracy=accuracy,
-            key_spread=_spread(context["keys"]),
+            key_spread=losses.spread(context["keys"]),
         )
         if self._trains_adapter:
             made = adapt(params["adapter"], lax.stop_gradient(online["bottleneck"]), spatial=True)
@@ -260,10 +261,10 @@ class CMUNet:
         new = {}
 
         def run(name, network, *inputs):
-            y, new[name] = _run(network, params[name], stats[name], *inputs, train=train)
+            y, new[name] = base.run(network, params[name], stats[name], *inputs, train=train)
             return y
 
-        masked = mask(views["view_a"], self._input_patches(views, context))
+        masked = base.mask(views["view_a"], self._input_patches(views, context))
         bottleneck, skips = run("encoder", self._encoder, masked)
         pixels = run("pixel_decoder", self._decoder, bottleneck, skips)
         features = run("feature_decoder", self._decoder, bottleneck, skips)
@@ -285,12 +286,7 @@ class CMUNet:
     def post_update(self, params: Tree, extra: Tree, step: Array) -> Tree:
         """Moves the target's parameters towards the online ones: EMA with constant momentum."""
         followed = {name: params[name] for name in self._followers}
-        target = jax.tree.map(
-            lambda old, new: self.momentum * old + (1 - self.momentum) * new,
-            extra["target"],
-            followed,
-        )
-        return {**extra, "target": target}
+        return {**extra, "target": base.follow(extra["target"], followed, self.momentum)}
 
     def pictures(
         self,
@@ -307,36 +303,5 @@ class CMUNet:
         online, _ = self.online(params, state["batch_stats"], views, context, train=False)
         image, patches = views["view_a"], self._input_patches(views, context)
         _, mean, scale = losses.standardise(image[..., 0], over=self.reconstruction_target)
-        hidden = losses.upsample_patches(patches)[..., None]
         made = (online["pixels"] * scale + mean)[..., None]
-        pasted = base.to_unit(jnp.where(hidden, made, image), like=image)
-        unit = base.to_unit(image)
-        return {
-            "view": unit,
-            "masked": jnp.where(hidden, 0.5, unit),
-            "reconstruction": pasted,
-            "error": jnp.clip(2 * jnp.abs(pasted - unit), 0, 1),
-        }
-
-
-def mask(image: Array, patches: Array) -> Array:
-    """Sets masked 16×16 patches of images [B, H, W, 1] to zero; `patches` bool [B, H/16, W/16]."""
-    return jnp.where(losses.upsample_patches(patches)[..., None], 0, image)
-
-
-def _run(network: Any, params: Tree, stats: Tree, *inputs: Any, train: bool) -> tuple[Any, Tree]:
-    """Applies a network and returns its output and new running statistics."""
-    outputs, updated = network.apply(
-        {"params": params, "batch_stats": stats}, *inputs, train=train, mutable=["batch_stats"]
-    )
-    return outputs, updated["batch_stats"]
-
-
-def _spread(keys: Array) -> Array:
-    """Standard deviation of normalised keys over the batch, 1 for random ones, 0 when collapsed."""
-    unit = losses.l2_normalise(keys)
-    return unit.std(0).mean() * unit.shape[-1] ** 0.5
-
-
-def _copy(tree: Tree) -> Tree:
-    return jax.tree.map(jnp.array, tree)
+        return base.inpainted(image, made, patches)

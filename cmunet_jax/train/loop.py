@@ -49,14 +49,14 @@ class Hooks:
     pictures: Callable[[TrainState, Any], dict[str, np.ndarray]] | None = None
 
 
-class _StopRequest:
+class StopRequest:
     """Turns SIGTERM and Ctrl-C into a flag that the loop reads between steps."""
 
     def __init__(self) -> None:
         self.received: str = ""
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "_StopRequest":
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._handle)
@@ -200,7 +200,7 @@ def fit(
     totals = compiled.zero_metrics()
     timer = _FirstSteps(start, total_steps, stage)
     batch: Any = None
-    with _StopRequest() as stop:
+    with StopRequest() as stop:
         for step in range(start, total_steps):
             if step > start:
                 between(step, state, totals, batch, last=False)

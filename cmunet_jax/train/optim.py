@@ -47,18 +47,44 @@ def schedule(
     return optax.join_schedules([warmup, rest], [warmup_steps])
 
 
+def weight_decay(
+    options: ml_collections.ConfigDict, total_steps: int | None = None
+) -> float | optax.Schedule:
+    """The weight decay: a constant, or a function of the step where `weight_decay_end` is set.
+
+    The latter follows half a cosine from `weight_decay` to `weight_decay_end` over the whole run,
+    warm-up included (SparK, Tian et al., 2023; DINO, Caron et al., 2021).
+
+    Raises:
+      ValueError: if a schedule is asked for without the number of steps.
+    """
+    start, end = float(options.weight_decay), float(options.get("weight_decay_end", -1.0))
+    if end < 0 or end == start:
+        return start
+    if not total_steps:
+        raise ValueError("a schedule of the weight decay needs total_steps")
+    fall = optax.cosine_decay_schedule(1.0, total_steps)
+    return lambda step: end + (start - end) * fall(step)
+
+
 def create(
-    options: ml_collections.ConfigDict, rate: optax.Schedule
+    options: ml_collections.ConfigDict, rate: optax.Schedule, *, total_steps: int | None = None
 ) -> optax.GradientTransformation:
-    """Returns the gradient transformation: clipping by global norm, then the optimiser."""
+    """Returns the gradient transformation: clipping by global norm, then the optimiser.
+
+    Args:
+      options: `config.optim`.
+      rate: step -> learning rate.
+      total_steps: of the run; only a changing weight decay asks for it.
+    """
     name = choose("config.optim.name", options.name, OPTIMISERS)
-    wd = options.weight_decay
+    wd = weight_decay(options, total_steps)
     if name == "adamw":
         tx = optax.adamw(rate, b1=options.b1, b2=options.b2, weight_decay=wd, mask=decay_mask)
     elif name == "adam":
         tx = optax.adam(rate, b1=options.b1, b2=options.b2)
     elif name == "lamb":
-        tx = optax.lamb(rate, b1=options.b1, b2=options.b2, weight_decay=wd, mask=decay_mask)
+        tx = _lamb(rate, options, wd)
     else:
         tx = optax.sgd(rate, momentum=options.momentum)
     if wd and name in ("adam", "sgd"):
@@ -67,3 +93,19 @@ def create(
     if options.clip_norm:
         tx = optax.chain(optax.clip_by_global_norm(options.clip_norm), tx)
     return tx
+
+
+def _lamb(
+    rate: optax.Schedule, options: ml_collections.ConfigDict, wd: float | optax.Schedule
+) -> optax.GradientTransformation:
+    """LAMB (You et al., 2020) that adapts kernels only, as SparK's does.
+
+    `optax.lamb` would scale the steps of biases, norm shifts and mask tokens to their own length
+    too, which is near zero in the beginning: they would hardly leave it.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=1e-6),
+        optax.add_decayed_weights(wd, mask=decay_mask),
+        optax.masked(optax.scale_by_trust_ratio(), decay_mask),
+        optax.scale_by_learning_rate(rate),
+    )

@@ -93,6 +93,7 @@ def gradients(
     time (as each device of the released multi-GPU run does).
     """
     grad_fn = jax.value_and_grad(objective.loss, has_aux=True)
+    batch_views = objective.arrange(batch_views, key)
 
     def one(params, obj_state, part, context):
         (loss, out), grads = grad_fn(params, obj_state, part, context, key, train=True)

@@ -16,7 +16,7 @@ OFF = {
     **{name: 0.0 for name in ("blur", "gamma", "brightness", "noise")},
     "contrast": (1.0, 1.0),
 }
-EVERY = pytest.mark.parametrize("name", ["supervised", "online_target"])
+EVERY = pytest.mark.parametrize("name", ["supervised", "online_target", "masked", "genesis"])
 
 
 def batch(count=BATCH, first=0):
@@ -57,12 +57,15 @@ def assert_close(one, other, rows=slice(None)):
 @pytest.mark.parametrize("preset", ["paper", "fixed"])
 def test_shapes_types_and_finite_values(name, train, preset):
     made = make(name, train=train, preset=preset)
+    whole, crop = ((SIDE, SIDE, 1), "float32"), ((48, 48, 1), "float32")
+    expected = {
+        "supervised": {"image": whole, "mask": ((SIDE, SIDE), "int32")},
+        "online_target": {"view_a": crop, "view_b": crop, "patches": ((3, 3), "bool")},
+        "masked": {"image": whole, "patches": ((4, 4), "bool")},
+        "genesis": {"image": whole, "target": whole},
+    }[name]
     if name == "supervised":
-        expected = {"image": ((SIDE, SIDE, 1), "float32"), "mask": ((SIDE, SIDE), "int32")}
         assert set(np.unique(made["mask"])) == {0, 1}
-    else:
-        view = ((48, 48, 1), "float32")
-        expected = {"view_a": view, "view_b": view, "patches": ((3, 3), "bool")}
     assert {k: (v.shape, str(v.dtype)) for k, v in made.items()} == {
         k: ((BATCH, *shape), kind) for k, (shape, kind) in expected.items()
     }
@@ -80,12 +83,12 @@ def test_a_view_depends_on_its_example_and_not_on_its_neighbours(name):
 def test_seed_step_and_index_all_matter(name):
     data = batch()
     twins = {**data, "image": jnp.repeat(data["image"][:1], BATCH, 0)}
-    first = next(iter(make(name, twins)))
-    pictures = [
-        np.asarray(make(name, twins, seed=seed, step=step)[first])
-        for seed, step in ((0, 3), (0, 4), (1, 3))
+    made = [make(name, twins, seed=seed, step=step) for seed, step in ((0, 3), (0, 4), (1, 3))]
+    flat = [
+        np.concatenate([np.asarray(value, float).reshape(BATCH, -1) for value in one.values()], 1)
+        for one in made
     ]
-    flat = np.concatenate(pictures).reshape(3 * BATCH, -1)
+    flat = np.concatenate(flat)
     assert len(np.unique(flat, axis=0)) > 2.5 * BATCH
 
 
@@ -236,6 +239,67 @@ def test_every_image_has_a_patch_mask_of_its_own_with_the_exact_count():
     assert len(np.unique(patches.reshape(40, -1), axis=0)) > 20
 
 
+# --- masked
+
+
+def test_an_uncropped_masked_view_is_the_image():
+    data = batch()
+    made = make("masked", data, flip_horizontal=0.0, area=(1.0, 1.0))
+    np.testing.assert_array_equal(made["image"], data["image"])
+    flipped = make("masked", data, flip_horizontal=1.0, area=(1.0, 1.0))
+    np.testing.assert_array_equal(flipped["image"], data["image"][:, :, ::-1])
+    cropped = make("masked", data, area=(0.3, 0.5))
+    assert np.abs(cropped["image"] - data["image"]).mean() > 0.1
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.6])
+def test_masked_patches_are_the_images_own_and_exactly_as_many(ratio):
+    patches = np.asarray(make("masked", batch(40), patch_ratio=ratio)["patches"])
+    assert set(patches.sum(axis=(1, 2))) == {int(ratio * 16)}
+    assert len(np.unique(patches.reshape(40, -1), axis=0)) > 30
+
+
+# --- genesis
+
+QUIET = dict(flip=0.0, shuffle=0.0, intensity=0.0, paint=0.0)
+
+
+def test_without_transforms_image_and_target_are_the_image():
+    data = batch()
+    made = make("genesis", data, **QUIET)
+    np.testing.assert_array_equal(made["image"], data["image"])
+    np.testing.assert_array_equal(made["target"], data["image"])
+
+
+def test_flips_move_image_and_target_alike():
+    data = batch()
+    made = make("genesis", data, **(QUIET | {"flip": 1.0, "flips": 1}))
+    np.testing.assert_array_equal(made["image"], made["target"])
+    source = np.asarray(data["image"])
+    for image, before in zip(np.asarray(made["target"]), source):
+        assert any(np.array_equal(image, before[flip]) for flip in (np.s_[::-1], np.s_[:, ::-1]))
+
+
+@pytest.mark.parametrize("preset", ["paper", "fixed"])
+def test_noise_is_painted_in_the_range_of_the_preset(preset):
+    data = batch()
+    made = make("genesis", data, preset=preset, **(QUIET | {"paint": 1.0, "inpaint": 0.0}))
+    image, target = np.asarray(made["image"]), np.asarray(made["target"])
+    for noisy, clean in zip(image, target):
+        noise = noisy[noisy != clean]
+        low, high = (0, 1) if preset == "paper" else (clean.min(), clean.max())
+        assert low <= noise.min() and noise.max() <= high
+        assert np.ptp(noise) > 0.9 * (high - low)
+
+
+@pytest.mark.parametrize("name", ["shuffle", "intensity", "paint"])
+def test_each_transform_changes_the_image_and_not_the_target(name):
+    data = batch()
+    made = make("genesis", data, **(QUIET | {name: 1.0}))
+    np.testing.assert_array_equal(made["target"], data["image"])
+    assert (np.abs(made["image"] - made["target"]).mean((1, 2, 3)) > 1e-3).mean() > 0.8
+
+
 # --- refusals
 
 
@@ -253,6 +317,13 @@ def test_every_image_has_a_patch_mask_of_its_own_with_the_exact_count():
         ("supervised", {"scale": (1.2, 0.8)}, "scale"),
         ("supervised", {"downscale_factor": (0.5, 2.0)}, "downscale_factor"),
         ("supervised", {"size": 40}, "size=40"),
+        ("masked", {"size": 40}, "size=40"),
+        ("masked", {"patch_ratio": 0.01}, "patch_ratio=0.01"),
+        ("masked", {"area": (0.2, 1.5)}, "area"),
+        ("genesis", {"size": 16}, "size=16"),
+        ("genesis", {"paint": 1.5}, "paint=1.5"),
+        ("genesis", {"shuffle_side": 0}, "shuffle_side=0"),
+        ("genesis", {"paint_noise": "grey"}, "paint_noise='grey'"),
     ],
 )
 def test_unusable_options_name_the_key(name, changes, word):

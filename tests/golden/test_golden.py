@@ -26,9 +26,8 @@ def test_every_fixture_passes(capsys):
     stems = sorted(p.stem for p in FIXTURES.glob("*.npz"))
     assert [line.split()[1].rstrip(":") for line in lines[:-1]] == stems
     passed = [line for line in lines if line.startswith("ok")]
-    assert {"unet", "cmunet", "metrics"} <= {line.split("_")[1] for line in passed}
-    skipped = [line for line in lines if line.startswith("skip")]
-    assert all("spark" in line or "moco" in line for line in skipped)
+    kinds = {line.split("_")[1].split(":")[0] for line in passed}
+    assert kinds == {"unet", "cmunet", "spark", "moco", "metrics"}
 
 
 def test_a_wrong_value_fails_and_is_named(tmp_path, capsys):
@@ -39,6 +38,14 @@ def test_a_wrong_value_fails_and_is_named(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "FAIL  public_cmunet_w4" in out and "released/loss_ct" in out
     assert "0 of 1 cases pass" in out
+
+
+@pytest.mark.parametrize("change", ["loss", "queue_after", "ptr_after"])
+def test_a_wrong_queue_fails_and_is_named(tmp_path, capsys, change):
+    with np.load(FIXTURES / "public_moco.npz") as archive:
+        wrong = archive[change] + archive[change].dtype.type(1)
+    assert runner.main(_copy(tmp_path, "public_moco", name="x_moco_b", **{change: wrong})) == 1
+    assert f"({change}, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", ["seed", "width", "nan"])

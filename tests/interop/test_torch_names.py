@@ -9,6 +9,7 @@ from cmunet_jax.interop import torch_names
 from cmunet_jax.interop.torch_names import Entry
 from cmunet_jax.models.initialise import draw, shapes_of
 from cmunet_jax.models.layers import UpConv
+from cmunet_jax.models.sparse import SparseUNet
 from cmunet_jax.models.unet import UNet
 from tfds_angio.errors import UserError
 
@@ -70,3 +71,21 @@ def test_a_tensor_of_the_wrong_rank_is_refused():
     state_dict["conv_last.weight"] = np.zeros((2, 2))
     with pytest.raises(UserError, match=r"conv_last.weight has shape \(2, 2\); 4 axes"):
         torch_names.from_torch(state_dict, ENTRIES)
+
+
+def test_sparks_names_cover_its_network():
+    entries = torch_names.spark_entries()
+    shapes = shapes_of(SparseUNet(2), jnp.zeros((1, 16, 16, 1)), jnp.zeros((1, 1, 1), bool))
+    rng = np.random.default_rng(0)
+    params, stats = (
+        jax.tree.map(lambda x: rng.standard_normal(x.shape), shapes[k])
+        for k in ("params", "batch_stats")
+    )
+    state_dict = torch_names.to_torch(params, stats, entries)
+    assert len(state_dict) == len(entries) == len(jax.tree.leaves((params, stats)))
+    assert state_dict["mask_tokens.0"].shape == (1, 32, 1, 1)
+    assert state_dict["mask_tokens.4"].shape == state_dict["dense_decoder.conv_last.weight"].shape
+    assert state_dict["densify_norms.3.running_var"].shape == (4,)
+    assert "sparse_encoder.sp_cnn.down_conv1.double_conv.double_conv.0.weight" in state_dict
+    back = torch_names.from_torch(state_dict, entries)
+    jax.tree.map(np.testing.assert_array_equal, back, (params, stats))

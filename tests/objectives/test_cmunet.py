@@ -7,8 +7,8 @@ import pytest
 
 from cmunet_jax.models.heads import init_adapter
 from cmunet_jax.models.unet import UNet
-from cmunet_jax.objectives.base import SHARED_CONTEXT
-from cmunet_jax.objectives.cmunet import ADAPTERS, CMUNet, mask
+from cmunet_jax.objectives.base import SHARED_CONTEXT, mask
+from cmunet_jax.objectives.cmunet import ADAPTERS, CMUNet
 from tests.objectives import tiny
 
 VARIANTS = [name for name in tiny.OBJECTIVES if name.startswith("cmunet")]

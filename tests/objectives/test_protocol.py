@@ -17,7 +17,7 @@ from tfds_angio.errors import UserError
 
 every = pytest.mark.parametrize("name", list(tiny.OBJECTIVES))
 # The rest differ from these only in ways that their own tests look at.
-typical = pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-paper", "cmunet-ema"])
+typical = pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-paper", "cmunet-ema", "spark"])
 
 
 def _config(name="cmunet", model=None, **options):
@@ -57,7 +57,7 @@ def test_evaluation_changes_no_state(name):
     jax.tree.map(np.testing.assert_array_equal, out.state, variables.state)
 
 
-@pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-fixed"])
+@pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-fixed", "spark", "mae-fixed"])
 def test_bfloat16_loss_is_float32_and_near(name):
     exact = tiny.OBJECTIVES[name]
     rough = type(exact)(**{**vars(exact), "dtype": "bfloat16"})
@@ -112,6 +112,7 @@ json.dump({"devices": jax.device_count(), "losses": losses}, sys.stdout)
         "cmunet-paper",
         pytest.param("scratch-fixed", marks=pytest.mark.slow),
         pytest.param("cmunet-ema", marks=pytest.mark.slow),
+        pytest.param("spark", marks=pytest.mark.slow),
     ],
 )
 def test_eight_devices_give_the_losses_of_one(run_python, name):
@@ -124,7 +125,7 @@ def test_eight_devices_give_the_losses_of_one(run_python, name):
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-fixed"])
+@pytest.mark.parametrize("name", ["scratch-fixed", "cmunet-fixed", "spark", "mae-fixed", "genesis"])
 def test_one_batch_is_overfitted(name):
     objective = tiny.OBJECTIVES[name]
     objective = type(objective)(**{**vars(objective), "width": 4})
@@ -138,7 +139,7 @@ def test_one_batch_is_overfitted(name):
     assert values[-1] < 0.25 * values[0]
     if name == "scratch-fixed":
         assert out.metrics["dice"][0] > 0.95
-    else:
+    if name == "cmunet-fixed":
         assert out.metrics["contrast_accuracy"][0] == 1
 
 

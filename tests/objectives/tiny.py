@@ -5,7 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cmunet_jax.objectives.cmunet import CMUNet
+from cmunet_jax.objectives.genesis import Genesis
+from cmunet_jax.objectives.mae import MAE
+from cmunet_jax.objectives.moco import MoCo
 from cmunet_jax.objectives.scratch import Scratch
+from cmunet_jax.objectives.spark import SparK
 
 KEY = jax.random.key(7)
 
@@ -36,16 +40,45 @@ def online_target(batch=4, size=32, seed=0):
     }
 
 
+def masked(batch=4, size=32, seed=0):
+    """The first of those views, and which patches of it are masked."""
+    views = online_target(batch, size, seed)
+    return {"image": views["view_a"], "patches": views["patches"]}
+
+
+def two_views(batch=4, size=32, seed=0):
+    """The two of those views, unmasked."""
+    views = online_target(batch, size, seed)
+    return {"view_q": views["view_a"], "view_k": views["view_b"]}
+
+
+def genesis(batch=4, size=32, seed=0):
+    """The first of those views with a part painted over, and the view itself."""
+    target = online_target(batch, size, seed)["view_a"]
+    return {"image": target.at[:, 4:20, 8:24].set(0.5), "target": target}
+
+
+VIEWS = {
+    "supervised": supervised,
+    "online_target": online_target,
+    "masked": masked,
+    "two_views": two_views,
+    "genesis": genesis,
+}
+"""Name in `Objective.views` -> tiny batch, whose first entry is an image."""
+
+
 def case(objective, **kwargs):
     """(variables, views) for an objective at 32×32, initialised and slightly disturbed."""
-    views = (supervised if isinstance(objective, Scratch) else online_target)(**kwargs)
-    image = views["image" if isinstance(objective, Scratch) else "view_a"]
+    views = VIEWS[objective.views[0]](**kwargs)
+    image = next(iter(views.values()))
     variables = jax.jit(objective.init, static_argnums=1)(jax.random.key(0), image.shape[1:])
     return variables, views
 
 
 def full_loss(objective, variables, views, *, train=True, key=KEY):
     """Loss and Out of one pass over the batch, the target branch included."""
+    views = objective.arrange(views, key) if train else views
     context, state = objective.prepare(variables, views, key, train=train)
     return objective.loss(variables.params, state, views, context, key, train=train)
 
@@ -77,4 +110,12 @@ OBJECTIVES = {
     ),
     "cmunet-learned": CMUNet(width=2, adapter="learned"),
     "cmunet-ema": CMUNet(width=2, adapter="ema"),
+    "moco-fixed": MoCo(width=2, queue=16),
+    "moco-paper": MoCo(width=2, queue=16, key_norm="shuffled", bn_group=2),
+    "spark": SparK(width=2),
+    "mae-fixed": MAE(width=2),
+    "mae-paper": MAE(
+        width=2, loss_over="all", reconstruction_target="pixels", mask_per_sample=False
+    ),
+    "genesis": Genesis(width=2),
 }

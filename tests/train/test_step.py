@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from cmunet_jax.config import from_dict
 from cmunet_jax.data import source, views
+from cmunet_jax.objectives.base import AnyBatch
 from cmunet_jax.objectives.scratch import Scratch
 from cmunet_jax.train import sharding
 from cmunet_jax.train import state as state_lib
@@ -90,7 +91,7 @@ def test_accumulation_keeps_the_negatives_of_the_whole_batch(name):
     objective = tiny.OBJECTIVES[name]
     variables, made = tiny.case(objective, batch=8)
 
-    class Frozen:
+    class Frozen(AnyBatch):
         """Normalises by running statistics, so that only the bookkeeping is compared."""
 
         def prepare(self, v, views, key, *, train):
