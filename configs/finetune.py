@@ -27,6 +27,10 @@ def get_config(arg=None):
     config.data.split = "train"
     config.labels = 18  # labelled images used; 0: all
     config.draw = 0  # which of the nested draws of labelled images
+    # Cross-validation: the labels are divided into this many folds (0: not), and learnt without
+    # one of them, which becomes the split `fold`.
+    config.folds = 0
+    config.fold = 0
     config.batch_size = BATCH[arg.size]
     config.train_for = f"{STEPS[arg.size]} steps"
     config.eval_split = "val"  # watched during training, never used to select; '' for none

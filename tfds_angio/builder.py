@@ -71,6 +71,8 @@ class Plan:
       files: name -> text, written beside the data set (lists of removed images, of problems).
       notes: lines shown to the user when the build is done.
       read: what was read, when it was fetched because no source was given.
+      groups: id -> group of images that must not be divided, where no patient is known (frames
+        of one run); ids that stand alone may be left out.
     """
 
     tasks: Mapping[str, Sequence[Any]]
@@ -78,6 +80,7 @@ class Plan:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     read: Path | None = None
+    groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,15 @@ class AngioDataset:
         every worker count.
       sizes: images in every non-empty split.
 
+      left_out: ids that are in no split of a divided set, with the reason.
+      splits: 'built', or the rule by which `resplit.resplit` has divided the images anew.
+
     Raises:
       UserError: index.json is damaged.
     """
+
+    splits: str = "built"
+    left_out: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
@@ -104,6 +111,8 @@ class AngioDataset:
             self._index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.name: str = self._index["name"]
             self.fingerprint: str = self._index["fingerprint"]
+            # Absent where a build is older than the record of its groups.
+            self._groups: dict[str, str] | None = self._index.get("groups")
             self._splits: dict[str, dict[str, list[str]]] = self._index["splits"]
             self.sizes: dict[str, int] = {s: len(v["ids"]) for s, v in self._splits.items()}
             lengths = {s: {len(v[key]) for key in _COLUMNS} for s, v in self._splits.items()}
@@ -115,7 +124,7 @@ class AngioDataset:
     @property
     def metadata(self) -> dict[str, Any]:
         """Version, options, source and seed of the build, for provenance records."""
-        return {k: v for k, v in self._index.items() if k != "splits"}
+        return {k: v for k, v in self._index.items() if k not in ("splits", "groups")}
 
     def _parts(self, split: str) -> list[str]:
         parts = [part.strip() for part in split.split("+")]
@@ -143,10 +152,32 @@ class AngioDataset:
         """Centre of every id of `ids(split)`; '' when unknown."""
         return [c for part in self._parts(split) for c in self._splits[part]["centres"]]
 
+    def groups(self, split: str) -> list[str]:
+        """What must stay together, for every id of `ids(split)`; '' for an image by itself.
+
+        The patient where it is known, else the group that the build recorded (frames of one run).
+        """
+        known = self._groups or {}
+        pairs = zip(self.ids(split), self.patients(split), strict=True)
+        return [patient or known.get(i, "") for i, patient in pairs]
+
+    @property
+    def knows_groups(self) -> bool:
+        """Whether `groups` is all that the build could know; older builds did not record it."""
+        return self._groups is not None or all(self.patients("+".join(self.sizes)))
+
     def source(self, split: str) -> Source:
         """Picklable random access to the decoded examples; `split` may be 'a+b'."""
         parts = self._parts(split)
         return Source(self.directory, "+".join(parts), sum(self.sizes[p] for p in parts))
+
+    def labelled_order(self, draw: int) -> list[str]:
+        """All labelled training ids in the random order of a draw; UserError if there is none."""
+        path = self.directory / "splits" / f"labelled_draw{draw}.json"
+        if not path.exists():
+            raise UserError(f"{self.name}: no labelled draw {draw}; see {path.parent}")
+        with _whole(path):
+            return list(json.loads(path.read_text(encoding="utf-8"))["ids"])
 
     def labelled_ids(self, n: int, *, draw: int) -> list[str]:
         """The first `n` ids of a draw of the labelled training images.
@@ -154,11 +185,7 @@ class AngioDataset:
         Subsets of one draw are nested (18 ⊂ 40 ⊂ …). UserError for an unknown draw, or when the
         training split holds fewer than `n` images.
         """
-        path = self.directory / "splits" / f"labelled_draw{draw}.json"
-        if not path.exists():
-            raise UserError(f"{self.name}: no labelled draw {draw}; see {path.parent}")
-        with _whole(path):
-            order = list(json.loads(path.read_text(encoding="utf-8"))["ids"])
+        order = self.labelled_order(draw)
         if not 0 < n <= len(order):
             raise UserError(f"{self.name}: {n} labelled images asked, train holds {len(order)}")
         return order[:n]

@@ -7,6 +7,7 @@ beside it under another name until then, and is taken back when the rebuild was 
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import fcntl
 import hashlib
@@ -210,6 +211,7 @@ def _write(
         "source_signature": signature,
         "notes": [note.replace("{directory}", str(final)) for note in builder.built.notes],
         "files": sorted(builder.built.files),
+        "groups": _groups_of(builder.built.groups, rows),
         "splits": {
             split: {
                 "ids": [row["id"] for row in part],
@@ -233,6 +235,15 @@ def _write(
         path = directory / "splits" / f"labelled_draw{draw['draw']}.json"
         path.write_text(json.dumps(draw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (directory / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _groups_of(
+    groups: Mapping[str, str], rows: Mapping[str, list[dict[str, str]]]
+) -> dict[str, str]:
+    """The groups of the plan, without the images that were left out or stand alone."""
+    kept = [row["id"] for part in rows.values() for row in part if groups.get(row["id"])]
+    sizes = collections.Counter(groups[i] for i in kept)
+    return {i: groups[i] for i in kept if sizes[groups[i]] > 1}
 
 
 def _fingerprint(rows: Mapping[str, list[dict[str, str]]]) -> str:

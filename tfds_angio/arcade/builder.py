@@ -133,7 +133,7 @@ class Arcade(base.AngioBuilder):
         archive = layout.open_archive(source)
         records, candidates, notes = items(archive)
         found = signatures(archive, records, workers=request.workers, progress=request.progress)
-        _, removed = pool.decide(
+        pairs, removed = pool.decide(
             candidates,
             found,
             run_correlation=options["run_correlation"],
@@ -151,4 +151,5 @@ class Arcade(base.AngioBuilder):
         ]
         notes.append(f"{len(removed)} images left out; each is named in removed.csv")
         files = {"removed.csv": pool.removed_csv(removed)}
-        return base.Plan(tasks, generate, files, notes, read=source)
+        groups = pool.runs([record.id for record in records], pairs)
+        return base.Plan(tasks, generate, files, notes, read=source, groups=groups)

@@ -109,6 +109,19 @@ def decide(
     return decider.pairs, [decider.removed[i] for i in sorted(decider.removed)]
 
 
+def runs(ids: Sequence[str], pairs: Iterable[Pair]) -> dict[str, str]:
+    """For each id the name of its run, for images that share one, directly or through others.
+
+    Images that were left out count: two frames may be known to be of one run through a third.
+
+    Args:
+      ids: in the order that the pairs refer to.
+      pairs: the similar ones, from `decide`.
+    """
+    groups = components(len(ids), [(pair.first, pair.second) for pair in pairs])
+    return {ids[i]: f"run of {ids[group[0]]}" for group in groups for i in group}
+
+
 def removed_csv(removed: Sequence[Removed]) -> str:
     """The list of removed images as CSV text."""
     out = io.StringIO()
