@@ -22,7 +22,7 @@ def get_config(arg=None):
     config.step = "latest"  # latest, best or a number
     config.weights = "ema"  # averaged weights where the run kept them, or raw
     config.data = common.data(arg.data, "paper")
-    config.data.dir = ""  # like the name, that of the training
+    config.data.dir = config.data.splits = ""  # like the name, those of the training
     config.split = "test"
     config.batch_size = 8
     config.protocol = "fixed"  # or paper: the released definitions, pooled over batches

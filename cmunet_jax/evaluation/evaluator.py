@@ -7,7 +7,7 @@ and what is reported at the end have one definition.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cmunet_jax.config import choose
+from cmunet_jax.data.prepared import PreparedSplit
 from cmunet_jax.data.preprocessing import Preprocessing
-from cmunet_jax.evaluation import inference, statistics
+from cmunet_jax.evaluation import calibration, calibre, inference, statistics
+from cmunet_jax.evaluation.calibration import Reliability
 from cmunet_jax.evaluation.inference import Forward, Loaded, Reader
 from cmunet_jax.evaluation.metrics import TABLE, Metric, Pair, Terms
 from cmunet_jax.evaluation.paper import PAPER_TABLE
@@ -31,7 +33,7 @@ __all__ = ["Evaluation", "evaluate", "write"]
 PROTOCOLS: Mapping[str, Mapping[str, Metric]] = {"fixed": TABLE, "paper": PAPER_TABLE}
 RANKING = "dice"
 
-Measured = tuple[dict[str, Any], dict[str, Terms]]
+Measured = tuple[dict[str, Any], dict[str, Terms], Reliability | None]
 
 
 def evaluate(
@@ -47,6 +49,7 @@ def evaluate(
     workers: int | None = None,
     resolution: str = "native",
     protocol: str = "fixed",
+    prepared: PreparedSplit | None = None,
     progress: bool = True,
     pictures: bool = True,
     resamples: int = statistics.RESAMPLES,
@@ -63,11 +66,14 @@ def evaluate(
         preprocessing: the one that the network was trained with.
         ids: a subset of the split, in this order; the whole split if left out.
         batch_size: B; the last batch is padded and the padding ignored.
-        metrics: names from the protocol's table; all of them if left out.
+        metrics: names from the protocol's table; if left out, all of them, and the sensitivity
+            by calibre and the calibration.
         workers: threads; as many as processors if left out.
         resolution: 'native' compares at the size of the original image, with what the network did
             not see counted as background; 'network' at the size that the network sees.
         protocol: 'fixed' (`metrics.TABLE`) or 'paper' (`paper.PAPER_TABLE`).
+        prepared: the images as `data.prepared.prepare` keeps them, to save preparing them; made
+            of this data set with this preprocessing.
         progress: whether to show a bar.
         pictures: whether to keep the best, median and worst case (one more batch).
         resamples: bootstrap draws.
@@ -78,13 +84,14 @@ def evaluate(
             mask; a network that gives NaN.
     """
     table = _select(protocol, metrics)
-    reader = Reader(dataset, split, preprocessing, resolution)
+    reader = Reader(dataset, split, preprocessing, resolution, prepared)
     positions = reader.positions(ids)
     with ThreadPoolExecutor(workers or default_workers()) as pool:
         run = partial(inference.run, forward, variables, reader, batch_size=batch_size, pool=pool)
-        measured = _in_order(run(positions), table, pool, ahead=2 * batch_size)
+        measure = partial(_measure, table=table, everything=metrics is None)
+        measured = _in_order(run(positions), measure, pool, ahead=2 * batch_size)
         bar = {"total": len(positions), "desc": f"evaluate {split}", "unit": "image"}
-        rows, terms = zip(*tqdm(measured, disable=not progress, mininterval=0.5, **bar))
+        rows, terms, parts = zip(*tqdm(measured, disable=not progress, mininterval=0.5, **bar))
         chosen = _chosen(rows, table) if pictures else {}
         # Run once more: to keep every prediction until the ranks are known would cost memory.
         outputs = run([positions[at] for at in chosen.values()])
@@ -92,22 +99,28 @@ def evaluate(
             name: _picture(rows[at], loaded, logits)
             for (name, at), (loaded, logits) in zip(chosen.items(), outputs)
         }
-    about = {
-        "protocol": protocol,
-        "resolution": resolution,
-        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint},
-        "split": split,
-        "subset": ids is not None,
-        "preprocessing": preprocessing.to_dict(),
-    }
+    about = {"protocol": protocol, "subset": ids is not None, **_about(reader)}
     options: dict[str, Any] = {"batch_size": batch_size, "resamples": resamples, "seed": seed}
     summary = summarise(rows, terms, table, protocol=protocol, **options)
+    if metrics is None:
+        summary["calibre"] = calibre.summary(rows)
+        summary["calibration"] = calibration.pooled(parts).to_dict()
     return Evaluation(list(rows), about | summary, shown)
+
+
+def _about(reader: Reader) -> dict[str, Any]:
+    """What was measured on, for the summary."""
+    return {
+        "resolution": reader.resolution,
+        "dataset": {"name": reader.dataset.name, "fingerprint": reader.dataset.fingerprint},
+        "split": reader.split,
+        "preprocessing": reader.preprocessing.to_dict(),
+    }
 
 
 def _in_order(
     forwarded: Iterator[tuple[Loaded, NDArray[np.float32]]],
-    table: Mapping[str, Metric],
+    measure: Callable[[Loaded, NDArray[np.float32]], Measured],
     pool: ThreadPoolExecutor,
     *,
     ahead: int,
@@ -115,15 +128,21 @@ def _in_order(
     """Measures in the pool, at most `ahead` images before the one that is asked for."""
     pending: deque[Future[Measured]] = deque()
     for loaded, logits in forwarded:
-        pending.append(pool.submit(_measure, loaded, logits, table))
+        pending.append(pool.submit(measure, loaded, logits))
         if len(pending) > ahead:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def _measure(loaded: Loaded, logits: NDArray[np.float32], table: Mapping[str, Metric]) -> Measured:
-    """The row of one image and the terms of its metrics."""
+def _measure(
+    loaded: Loaded,
+    logits: NDArray[np.float32],
+    *,
+    table: Mapping[str, Metric],
+    everything: bool,
+) -> Measured:
+    """The row of one image, the terms of its metrics and, with everything, its reliability."""
     prediction = loaded.finish(logits)
     covered = prediction.covered
     margin = prediction.margin if "ce" in table else None
@@ -146,7 +165,12 @@ def _measure(loaded: Loaded, logits: NDArray[np.float32], table: Mapping[str, Me
         "unseen_pixels": int(np.count_nonzero(~covered)),
         "empty": pair.empty,
     }
-    return row, {name: metric.terms(pair) for name, metric in table.items() if metric.poolable}
+    terms = {name: metric.terms(pair) for name, metric in table.items() if metric.poolable}
+    if not everything:
+        return row, terms, None
+    reliability = calibration.reliability(prediction.truth, prediction.margin)
+    row |= calibre.columns(pair) | {"brier": reliability.brier, "ece": reliability.ece}
+    return row, terms, reliability
 
 
 def _select(protocol: str, names: Iterable[str] | None) -> dict[str, Metric]:

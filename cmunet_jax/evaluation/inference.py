@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from cmunet_jax.config import choose
 from cmunet_jax.data.geometry import Geometry
-from cmunet_jax.data.preprocessing import Preprocessing
+from cmunet_jax.data.prepared import PreparedSplit
+from cmunet_jax.data.preprocessing import Prepared, Preprocessing
 from tfds_angio.base import AngioDataset, default_workers
 from tfds_angio.errors import UserError
 
@@ -68,12 +69,15 @@ class Reader:
         split: its split, also 'a+b'.
         preprocessing: the one that the network was trained with.
         resolution: 'native' or 'network', the size at which truth and prediction meet.
+        prepared: the split's images by id where they are kept (`data.prepared`), so that they
+            need not be prepared again; those that it lacks are prepared when read.
     """
 
     dataset: AngioDataset
     split: str
     preprocessing: Preprocessing
     resolution: str = "native"
+    prepared: PreparedSplit | None = None
 
     def __post_init__(self) -> None:
         choose("config.resolution", self.resolution, RESOLUTIONS)
@@ -112,14 +116,28 @@ class Reader:
                 f"{self.dataset.name} {self.split}: image {example['id']} has no mask, so there is "
                 "nothing to compare with: evaluate a labelled split (val or test)"
             )
-        prepared = self.preprocessing.apply(example["image"])
-        values, geometry = prepared.float(), prepared.geometry
+        values, geometry = self._network_input(example)
         if self.resolution == "native":
             image, truth = example["image"][..., 0], example["mask"][..., 0]
         else:
             image = np.clip(128 + 51 * values, 0, 255).astype(np.uint8)  # ±2.5 standard deviations
             truth = self.preprocessing.apply_mask(example["mask"], geometry)
         return Loaded(self, example, values, geometry, np.asarray(image), np.asarray(truth) != 0)
+
+    def _network_input(self, example: Mapping[str, Any]) -> tuple[NDArray[np.float32], Geometry]:
+        """What the network sees, float32 [S, S], and where it lies in the image."""
+        row = self._rows.get(example["id"])
+        if row is None or self.prepared is None:
+            made = self.preprocessing.apply(example["image"])
+            return made.float(), made.geometry
+        kept = self.prepared
+        made = Prepared(kept.code[row], kept.scale[row], kept.offset[row], kept.geometries[row])
+        return made.float(), made.geometry
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        """Where each image is among the prepared ones."""
+        return {} if self.prepared is None else {i: at for at, i in enumerate(self.prepared.ids)}
 
 
 @dataclass(frozen=True)

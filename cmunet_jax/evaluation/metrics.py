@@ -107,11 +107,13 @@ def _binary(mask: ArrayLike, name: str) -> Mask:
 
 def _cross_entropy_terms(truth: Mask, margin: ArrayLike, covered: ArrayLike | None) -> Terms:
     logit = np.asarray(margin, np.float64)
-    if covered is not None:
+    if covered is not None and not np.all(covered):
         where = np.asarray(covered, bool)
         truth, logit = truth[where], logit[where]
-    # −log softmax of the true class, written so that no logit overflows.
-    loss = np.logaddexp(0.0, np.where(truth, -logit, logit))
+    # −log softmax of the true class, log(1 + exp(x)), written so that no logit overflows. This is
+    # np.logaddexp(0, x), whose loop is not vectorised and takes twice as long.
+    wrong = np.where(truth, -logit, logit)
+    loss = np.maximum(wrong, 0.0) + np.log1p(np.exp(-np.abs(wrong)))
     return float(loss.sum()), float(loss.size)
 
 
@@ -168,7 +170,10 @@ def modified_hausdorff(points: Points, others: Points) -> float:
 
 
 def _contour_distance(pair: Pair) -> Terms:
-    return (modified_hausdorff(pair.truth.vertices, pair.prediction.vertices),)
+    truth, prediction = pair.truth, pair.prediction
+    there = prediction.vertex_tree.query(truth.vertices)[0]
+    back = truth.vertex_tree.query(prediction.vertices)[0]
+    return (max(float(np.mean(there)), float(np.mean(back))),)
 
 
 def _hausdorff_95(pair: Pair) -> Terms:

@@ -249,16 +249,19 @@ def _write_cases(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def read_cases(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a cases.csv; every column but id, patient, centre and empty is a number.
 
+    An empty cell (the sensitivity of a calibre that an image does not have) is None.
+
     Raises:
         UserError: there is no such file.
     """
     words = {"id", "patient", "centre", "empty"}
+
+    def value(key: str, text: str) -> Any:
+        return text if key in words else float(text) if text else None
+
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            return [
-                {key: text if key in words else float(text) for key, text in row.items()}
-                for row in csv.DictReader(file)
-            ]
+            return [{k: value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: run the evaluate stage first") from None
 

@@ -90,12 +90,21 @@ class Shape:
         return soft_skeleton(self.mask)
 
     @cached_property
+    def vertex_tree(self) -> cKDTree:
+        """Nearest-neighbour index of `vertices`."""
+        return tree(self.vertices)
+
+    @cached_property
+    def centreline_distances(self) -> NDArray[np.float64]:
+        """Distance (px) to the contour of each skeleton point, in the order of `np.argwhere`."""
+        centreline = np.argwhere(self.skeleton)
+        return self.vertex_tree.query(centreline)[0] if len(centreline) else np.zeros(0)
+
+    @cached_property
     def mean_diameter(self) -> float:
         """Twice the mean distance from skeleton to contour (px); an empty mask has diameter 0."""
-        centreline = np.argwhere(self.skeleton)
-        if not len(centreline):
-            return 0.0
-        return 2.0 * float(np.mean(tree(self.vertices).query(centreline)[0]))
+        distances = self.centreline_distances
+        return 2.0 * float(np.mean(distances)) if len(distances) else 0.0
 
 
 def tree(points: Points) -> cKDTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cmunet_jax.data import preprocessing
+from cmunet_jax.data.prepared import prepare
+from cmunet_jax.evaluation import calibration, calibre
 from cmunet_jax.evaluation.evaluator import evaluate
 from cmunet_jax.evaluation.inference import Reader, predict
-from cmunet_jax.evaluation.metrics import TABLE
+from cmunet_jax.evaluation.metrics import TABLE, Pair
 from cmunet_jax.evaluation.paper import PAPER_TABLE, paper_metrics
 from tests.evaluation import fakes
 from tests.evaluation.fakes import SIZE, bright, chain, dataset
@@ -236,6 +240,38 @@ def test_vessels_survive_the_way_to_a_smaller_network_and_back():
     (row,) = run(data).rows
     assert row["dice"] > 0.8
     assert row["height"] == 128
+
+
+def test_prepared_images_give_the_same_rows(tiny_dataset, tmp_path, monkeypatch):
+    fixed = preprocessing.create({"name": "fixed", "size": SIZE})
+    options = {"forward": noisy, "preprocessing": fixed, "resolution": "native"}
+    made = run(tiny_dataset, **options)
+    ids = tiny_dataset.ids("val")[::-1]
+    keep = partial(
+        prepare, tiny_dataset, "val", fixed, with_masks=False, cache_dir=tmp_path, progress=False
+    )
+    kept, few = keep(ids=ids), keep(ids=ids[:1])
+    with monkeypatch.context() as patched:
+        patched.setattr(preprocessing.Preprocessing, "apply", None)  # nothing is prepared again
+        assert run(tiny_dataset, prepared=kept, **options).rows == made.rows
+    assert run(tiny_dataset, prepared=few, **options).rows == made.rows
+
+
+def test_strata_and_calibration_are_in_rows_and_summary():
+    data = dataset()
+    result = run(data, forward=noisy)
+    parts = []
+    for row, prediction in zip(result.rows, predict(noisy, 1.0, Reader(data, "val", chain()))):
+        parts.append(calibration.reliability(prediction.truth, prediction.margin))
+        assert (row["brier"], row["ece"]) == (parts[-1].brier, parts[-1].ece)
+        expected = calibre.columns(Pair(prediction.truth, prediction.mask))
+        assert {name: row[name] for name in expected} == expected
+    assert result.summary["calibration"] == calibration.pooled(parts).to_dict()
+    assert sum(b["count"] for b in result.summary["calibration"]["bins"]) == 7 * SIZE * SIZE
+    assert result.summary["calibre"] == calibre.summary(result.rows)
+    assert result.rows[-1]["sensitivity_thin"] is None, "the last image is empty"
+    watched = run(data, metrics=["dice"])
+    assert "ece" not in watched.rows[0] and "calibre" not in watched.summary
 
 
 def test_a_built_data_set_from_the_records_to_the_rows(tiny_dataset):
