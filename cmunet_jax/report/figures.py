@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from cmunet_jax.report.results import Curve, Floats
 
 # Narrow on purpose: at this width the type stays legible on a phone, and three fit on a screen.
 _PANEL, _TALL, _SMALL, _STRIP = (4.4, 3.1), (4.4, 4.1), (3.7, 2.7), (4.4, 1.1)  # inches
+_SQUARE = (3.7, 3.6)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ def _panel(size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 def _thousands(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f"))
+
+
+def _shortest(value: float) -> str:
+    """Two decimals, three where the value needs them: '+0.05', '+0.025'."""
+    return signed(value, 2 if math.isclose(round(value, 2), value, abs_tol=1e-9) else 3)
 
 
 def curves(
@@ -73,8 +80,23 @@ def curves(
         return Drawing(svg.inline(figure, key=key, description=description), title)
 
 
+def dice_limits(*values: Floats) -> tuple[float, float]:
+    """Tenths of Dice between which all values lie."""
+    low = min(float(v.min()) for v in values)
+    high = max(float(v.max()) for v in values)
+    return max(0.0, np.floor(10 * low - 0.3) / 10), min(1.0, np.ceil(10 * high + 0.3) / 10)
+
+
 def paired_scatter(
-    reference: Floats, arm: Floats, *, names: tuple[str, str], key: str, colour: int
+    reference: Floats,
+    arm: Floats,
+    *,
+    names: tuple[str, str],
+    key: str,
+    colour: int,
+    title: str = "Each image under both arms",
+    small: bool = False,
+    limits: tuple[float, float] | None = None,
 ) -> Drawing:
     """Draws Dice of the arm against Dice of the reference, one point an image.
 
@@ -84,18 +106,20 @@ def paired_scatter(
       names: of reference and arm.
       key: unique name within the page.
       colour: number of the arm.
+      title: of the panel.
+      small: whether three of them share a line of the page, not two.
+      limits: of both axes, where several panels are to be compared.
     """
     with svg.style():
-        figure, axes = _panel(_TALL)
-        low = max(0.0, np.floor(10 * min(reference.min(), arm.min()) - 0.3) / 10)
-        high = min(1.0, np.ceil(10 * max(reference.max(), arm.max()) + 0.3) / 10)
+        figure, axes = _panel(_SQUARE if small else _TALL)
+        low, high = limits or dice_limits(reference, arm)
         axes.plot([low, high], [low, high], color=svg.MUTED, linewidth=1, dashes=(4, 3))
         axes.plot(
             reference,
             arm,
             linestyle="none",
             marker="o",
-            markersize=5.5,
+            markersize=4 if small else 5.5,
             alpha=0.75,
             markerfacecolor=svg.SERIES[colour % len(svg.SERIES)],
             markeredgecolor=svg.PAPER,
@@ -105,12 +129,11 @@ def paired_scatter(
         axes.set(xlabel=f"Dice, {names[0]}", ylabel=f"Dice, {names[1]}")
         wins, losses = int((arm > reference).sum()), int((arm < reference).sum())
         description = (
-            f"Scatter of Dice per image: {names[1]} (vertical) against {names[0]} (horizontal). "
+            f"Scatter of Dice per image, {title}: {names[1]} (vertical) against {names[0]} "
+            "(horizontal). "
             f"{wins} of {len(arm)} images lie above the diagonal, {losses} below."
         )
-        return Drawing(
-            svg.inline(figure, key=key, description=description), "Each image under both arms"
-        )
+        return Drawing(svg.inline(figure, key=key, description=description), title)
 
 
 def sorted_differences(
@@ -182,7 +205,7 @@ def interval(mean: float, low: float, high: float, *, key: str, labels: Sequence
             markeredgewidth=2,
         )
         axes.set(xlim=(-reach, reach), ylim=(-1, 1), yticks=[])
-        axes.xaxis.set_major_formatter(lambda value, _: signed(value, 2))
+        axes.xaxis.set_major_formatter(lambda value, _: _shortest(value))
         axes.spines["left"].set_visible(False)
         axes.text(0, 1.06, f"← {labels[0]}", transform=axes.transAxes, color=svg.MUTED, va="bottom")
         axes.text(

@@ -94,7 +94,7 @@ def verdict(comparison: Comparison) -> Verdict:
         numbers += "without an interval, because one patient says nothing about others. "
     numbers += (
         f"It was higher on {wins} and lower on {losses} of the {difference.n} images (sign-flip "
-        f"permutation test, p = {_p_value(difference.p_value)})."
+        f"permutation test, p = {p_value(difference.p_value)})."
     )
     kind = comparison.verdict()
     if kind == "unclear" and (difference.low > 0 or difference.high < 0):
@@ -106,7 +106,10 @@ def verdict(comparison: Comparison) -> Verdict:
     return Verdict(kind, arm.short, words, reference.short, after, but, numbers)
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """'0.034', '2.1e-05'; '–' where there is none."""
+    if not math.isfinite(p):
+        return "–"
     return f"{p:.2g}" if p >= 0.001 else f"{p:.1e}"
 
 

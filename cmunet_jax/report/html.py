@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from cmunet_jax import __version__
 from cmunet_jax import config as config_lib
-from cmunet_jax.report import findings, sections
+from cmunet_jax.report import findings, frame, sections
 from cmunet_jax.report.comparison import ALPHA, Comparison, Result, compare, short_names
 from cmunet_jax.report.results import (
     CASES,
@@ -89,22 +84,7 @@ def write(
         others, or why the page cannot be written.
     """
     path = Path(path)
-    content = render(path, title=title, pretrain=pretrain, arms=arms, facts=facts)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the page from colleagues
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): choose another folder or free space."
-        ) from None
-    return path
+    return frame.write(path, render(path, title=title, pretrain=pretrain, arms=arms, facts=facts))
 
 
 def render(
@@ -123,7 +103,6 @@ def render(
     comparisons = [compare(arm, results[-1]) for arm in results[:-1]]
     context = {
         "title": title,
-        "package_version": __version__,
         "facts": [(k.replace("_", " "), _text(v)) for k, v in facts.items() if k not in _STEERING],
         "alpha": ALPHA,
         "results": results,
@@ -136,25 +115,8 @@ def render(
         "differences": list(_differences(results)),
         "versions": _versions(results, first, facts),
         "sources": _sources(results, first),
-        "name_of": lambda file: _name(Path(file), path),
-        "plain": findings.plain,
-        "signed": findings.signed,
-        "count": findings.count,
     }
-    return _templates().get_template("report.html").render(context)
-
-
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cmunet_jax.report"),
-        autoescape=True,  # everything from a file is data, never markup
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["joined"] = lambda folder, name: folder / name
-    environment.filters["thousands"] = lambda number: f"{number:,}".replace(",", "\u202f")
-    return environment
+    return frame.render("report.html", path, context)
 
 
 def _results(arms: Sequence[Arm]) -> list[Result]:
@@ -290,14 +252,6 @@ def _sources(results: Sequence[Result], pretrain: Training | None) -> list[Sourc
         files += [folder / SUMMARY, folder / CASES]
         files += [picture for _, _, picture in result.evaluation.overlays()]
     return [describe(file) for file in files]
-
-
-def _name(file: Path, page: Path) -> str:
-    """The path as seen from the page where it lies below it, else in full."""
-    try:
-        return file.absolute().relative_to(page.absolute().parent).as_posix()
-    except ValueError:
-        return str(file)
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from tfds_angio.errors import UserError
 SCALARS, CONFIG = "metrics.jsonl", "config.json"
 SUMMARY, CASES = "summary.json", "cases.csv"
 PRIMARY = "dice"  # the metric that a report judges by
+# Measured where the evaluation knows calibres and probabilities; see `Evaluation.columns`.
+COLUMNS = ("sensitivity_thin", "sensitivity_mid", "sensitivity_thick", "brier", "ece")
 # Rounding on the way through CSV and JSON, not a difference of results.
 _TOLERANCE = 1e-4
 
@@ -118,6 +120,8 @@ class Evaluation:
       metrics: by name, in the order of the summary.
       ids: image ids.
       patients: patient of each image; '' where unknown.
+      columns: name -> [n] float64, further columns of cases.csv (`COLUMNS`) that no entry of the
+        summary stands for; NaN where the cell is empty. Only those that the file has.
     """
 
     directory: Path
@@ -125,6 +129,7 @@ class Evaluation:
     metrics: Mapping[str, Metric]
     ids: list[str]
     patients: list[str]
+    columns: Mapping[str, Floats] = field(default_factory=dict)
 
     def fact(self, *keys: str) -> Any:
         """The entry of the summary under nested keys, or None."""
@@ -171,7 +176,16 @@ def _text(path: Path, remedy: str) -> str:
         raise UserError(f"{path} is damaged (not UTF-8 text): {remedy}.") from None
 
 
-def _json(path: Path, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+      path: of the file.
+      remedy: what to do where it is missing or damaged; the end of the message.
+
+    Raises:
+      UserError: naming the file, the reason and the remedy.
+    """
     try:
         content = json.loads(_text(path, remedy))
     except ValueError as error:
@@ -191,7 +205,7 @@ def read_training(directory: Path) -> Training:
       UserError: naming the file that is missing or half-written.
     """
     remedy = "run the training command again; it continues where it stopped"
-    record = _json(directory / CONFIG, remedy)
+    record = read_json(directory / CONFIG, remedy)
     if not isinstance(record.get("config"), dict):
         raise UserError(f"{directory / CONFIG} is damaged (no 'config'): {remedy}.")
     curves = _curves(directory / SCALARS, remedy)
@@ -247,7 +261,7 @@ def read_evaluation(directory: Path) -> Evaluation:
       UserError: if one is missing or half-written, or the means are not those of the rows.
     """
     remedy = "run the evaluation again"
-    summary = _json(directory / SUMMARY, remedy)
+    summary = read_json(directory / SUMMARY, remedy)
     found = summary.get("metrics")
     if not isinstance(found, dict) or PRIMARY not in found or "n" not in summary:
         raise UserError(f"{directory / SUMMARY} has no 'n' or no Dice under 'metrics': {remedy}.")
@@ -264,7 +278,13 @@ def read_evaluation(directory: Path) -> Evaluation:
     ids = [row["id"] for row in cases]
     if len(set(ids)) != len(ids):
         raise UserError(f"{path} has an id twice: {remedy}.")
-    return Evaluation(directory, summary, metrics, ids, [row.get("patient") or "" for row in cases])
+    columns = {
+        name: _column(path, cases, name, remedy, empty=True)
+        for name in COLUMNS
+        if name in cases[0] and name not in metrics
+    }
+    patients = [row.get("patient") or "" for row in cases]
+    return Evaluation(directory, summary, metrics, ids, patients, columns)
 
 
 def _metric(name: str, row: Mapping[str, Any], values: Floats, path: Path, remedy: str) -> Metric:
@@ -304,11 +324,14 @@ def _cases(path: Path, remedy: str) -> list[dict[str, str]]:
     return rows
 
 
-def _column(path: Path, cases: list[dict[str, str]], name: str, remedy: str) -> Floats:
+def _column(
+    path: Path, cases: list[dict[str, str]], name: str, remedy: str, *, empty: bool = False
+) -> Floats:
+    """One column as numbers; an empty cell is NaN where `empty` allows it."""
     values = np.empty(len(cases))
     for index, row in enumerate(cases):
         try:
-            values[index] = float(row[name])
+            values[index] = math.nan if empty and row[name] == "" else float(row[name])
         except (KeyError, ValueError):
             raise UserError(
                 f"{path}, line {index + 2}: {name} is {row.get(name)!r}, not a number: {remedy}."

@@ -48,6 +48,7 @@ class Value:
     interval: str
     sort: float
     mark: str = ""  # words for a difference whose interval leaves zero
+    hint: str = ""  # the files that it is from
 
 
 @dataclass(frozen=True)

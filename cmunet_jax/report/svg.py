@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 # Place-holders: colours that nothing else uses, replaced by the page's variables.
 INK, MUTED, LINE, PAPER = "#010203", "#040506", "#070809", "#0a0b0c"
-SERIES = tuple(f"#1d1e{index:02x}" for index in range(6))
+SERIES = tuple(f"#1d1e{index:02x}" for index in range(8))
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -27,7 +27,8 @@ _VARIABLES = {
     **{colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)},
 }
 # Shape and dash tell series apart where colour does not.
-MARKERS, DASHES = ("o", "s", "^", "D", "v", "P"), ("-", (0, (5, 2)), ":", "-.", (0, (1, 1)), "-")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+DASHES = ("-", (0, (5, 2)), ":", "-.", (0, (1, 1)), "-", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are data: a $ in one is a dollar

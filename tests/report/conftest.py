@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmunet_jax.report import Arm
-from tests.report import runs
+from cmunet_jax.report import Arm, cards, write_study
+from cmunet_jax.report.study import Study, read_study
+from tests.report import fake_sweep, runs
 
 NAMES = ("CM-UNet pre-training, 18 labels", "from scratch, 18 labels")
 
@@ -58,6 +59,26 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Case:
         found = runs.evaluation(quality + gain, patients=8)
         runs.write_evaluation(case.root / key / "evaluation", found, overlays=key == "finetune")
     return case
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Six methods, the paper's protocol and one change at a time, read from invented sweeps."""
+    root = tmp_path_factory.mktemp("study")
+    folders = [
+        fake_sweep.build_fair(root, labels=(18, 500), draws=(0, 1), failed=""),
+        fake_sweep.build_paper(root),
+        fake_sweep.build_defects(root, draws=(0, 1)),
+    ]
+    return read_study(folders, title="Six methods at equal budget", resamples=200)
+
+
+@pytest.fixture(scope="session")
+def study_pages(whole: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The page of it."""
+    root = tmp_path_factory.mktemp("pages")
+    texts = {"model_card": cards.model_card(whole), "claim": cards.answered(whole)}
+    return {"study": write_study(root / "study.html", whole, **texts)}
 
 
 @pytest.fixture

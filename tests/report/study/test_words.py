@@ -1,0 +1,98 @@
+"""The answers follow from the numbers, and say no more than these."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cmunet_jax.report.study import read_study
+from tests.report import fake_sweep
+
+
+def answer(study, words):
+    return next(f for f in study.findings if words in f.question)
+
+
+def test_the_answers_name_who_helped_and_who_did_not(study):
+    found = answer(study, "equal fine-tuning budget")
+    assert found.certainty == "clear"
+    assert "MAE, MoCo v2 and CM-UNet clearly did, SparK was clearly worse" in found.short
+    assert "not clearly different, which is no evidence of equality: Model Genesis" in found.answer
+    assert "7,500 optimiser steps" in found.answer
+    key = ("fair", "cmunet", 18, "dice")
+    rows = study.differences
+    test = next(d.test for d in rows if (d.sweep, d.method, d.labels, d.metric) == key)
+    assert f"CM-UNet +{test.difference.value:.3f} (+{test.difference.low:.3f} to" in found.answer
+
+
+def test_the_collapse_is_put_down_to_the_protocol_where_it_vanishes(study):
+    found = answer(study, "made by the protocol")
+    assert "do not overlap" in found.answer and "46.9 %" in found.answer
+
+
+def test_the_defect_that_mattered_most_is_the_largest_clear_change(study):
+    found = answer(study, "mattered most")
+    assert (
+        found.short == "Scratch: 'epochs' (\u22120.150 Dice); CM-UNet: 'epochs' (\u22120.150 Dice)."
+    )
+    assert "'hard_dice'" in found.answer and "row_target" not in found.answer
+
+
+def test_a_sweep_of_variants_does_not_answer_what_another_does(study):
+    assert len([f for f in study.findings if "equal fine-tuning budget" in f.question]) == 1
+
+
+def test_nothing_clear_is_said_to_be_unclear(tmp_path, monkeypatch):
+    monkeypatch.setattr(fake_sweep, "GAIN", {m: (0.0, 0.0) for m in fake_sweep.METHODS})
+    sweep = fake_sweep.build_fair(
+        tmp_path, methods=("scratch", "cmunet"), labels=(18,), draws=(0,), search=False, failed=""
+    )
+    study = read_study([sweep], resamples=200)
+    (found,) = study.findings
+    assert found.certainty == "unclear" and found.short.endswith("in the one run made.")
+    assert "One run each" in found.answer
+    assert any("unknown, and no part of the intervals" in c for c in study.caveats)
+    assert not study.drops and not study.variants
+
+
+def test_unknown_patients_make_the_test_one_over_images(tmp_path, monkeypatch):
+    plain = fake_sweep.fake_evaluation.evaluation
+
+    def without_patients(dice, **options):
+        found = plain(dice, **options)
+        for row in found.rows:
+            row["patient"] = ""
+        return found
+
+    monkeypatch.setattr(fake_sweep.fake_evaluation, "evaluation", without_patients)
+    sweep = fake_sweep.build_fair(
+        tmp_path, methods=("scratch", "cmunet"), labels=(18,), draws=(0, 1), search=False, failed=""
+    )
+    study = read_study([sweep], resamples=200)
+    (found,) = [d.test for d in study.differences if d.metric == "dice"]
+    assert found.n_patients == 0 and np.isnan(found.p_patients_holm)
+    assert found.verdict == "better"
+    assert "over 40 images" in study.findings[0].answer
+    assert any("Patients are unknown" in caveat for caveat in study.caveats)
+
+
+def test_the_caveats_name_scale_draws_and_shared_pretraining(study):
+    text = " ".join(study.caveats)
+    for words in (
+        "synthetic",
+        "invented numbers",
+        "only roughly known",
+        "start from one",
+        "Only 12",
+    ):
+        assert words in text
+    assert "called clear" not in text  # 12 patients are enough for 15 comparisons
+
+
+def test_too_few_patients_to_find_anything_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(fake_sweep, "PATIENTS", 4)
+    sweep = fake_sweep.build_fair(
+        tmp_path, methods=("scratch", "cmunet"), labels=(18,), draws=(0, 1), search=False, failed=""
+    )
+    study = read_study([sweep], resamples=200)
+    assert study.findings[0].certainty == "unclear"
+    assert any("nothing can be called clear" in caveat for caveat in study.caveats)
