@@ -17,13 +17,24 @@ import ml_collections
 
 from tfds_angio.errors import UserError
 
-STAGES = ("pretrain", "finetune", "evaluate", "quickstart")
+STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report")
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
+# Keys that do not change results: a resumed run may set them anew, a trial is known without them.
+FREE = (
+    "data.dir",
+    "data.source",
+    "data.workers",
+    "log_every",
+    "pictures_every",
+    "checkpoint.keep",
+)
 _REQUIRED = {
     "pretrain": _TRAINING,
     "finetune": (*_TRAINING, "labels", "draw", "eval_split"),
     "evaluate": ("checkpoint", "data", "split"),
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
+    "report": ("sweep", "title", "resamples"),
+    "sweep": ("methods", "labels", "data", "test_split", "pretrain", "finetune", "evaluate"),
 }
 _RANGES = {
     "batch_size": (1, math.inf),
@@ -33,6 +44,8 @@ _RANGES = {
     "checkpoint.keep": (1, math.inf),
     "labels": (0, math.inf),
     "draw": (0, math.inf),
+    "folds": (0, math.inf),
+    "fold": (0, math.inf),
     "eval_images": (0, math.inf),
     "ema_decay": (0, 0.999999),
     "seed": (0, 2**31 - 1),
@@ -198,6 +211,12 @@ def check(config: ml_collections.ConfigDict, prefix: str = "") -> None:
     if config.stage == "quickstart":
         for part in ("pretrain", "finetune", "scratch"):
             check(config[part], f"{prefix}{part}.")
+        _check_values(dict(flatten(config.evaluate)), f"{prefix}evaluate.")
+        return
+    if config.stage == "sweep":
+        for name in config.pretrain:
+            check(config.pretrain[name], f"{prefix}pretrain.{name}.")
+        check(config.finetune, f"{prefix}finetune.")
         _check_values(dict(flatten(config.evaluate)), f"{prefix}evaluate.")
         return
     _check_values(dict(flatten(config)), prefix)

@@ -82,18 +82,17 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _set_up_devices() -> None:
-    import jax
-
-    cache = os.environ.get("CMUNET_JAX_CACHE", os.path.expanduser("~/.cache/cmunet_jax/xla"))
-    # Compiling a step takes longer than many of its runs; the key includes program and hardware.
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:
-        raise UserError(f"no device: {' '.join(str(error).split())}") from None
-    logging.info("%d x %s", len(devices), devices[0].device_kind)
+def _workdir(value: str | None, stage: str) -> pathlib.Path | str | None:
+    """The folder of --workdir, or its URL, which only a sweep understands."""
+    if not value:
+        return None
+    if "://" not in value:
+        return pathlib.Path(value).absolute()
+    if stage != "sweep":
+        raise UserError(
+            f"--workdir {value}: stage {stage} writes to a folder; only a sweep takes a URL."
+        )
+    return value
 
 
 def dispatch(argv: Sequence[str]) -> int:
@@ -101,11 +100,13 @@ def dispatch(argv: Sequence[str]) -> int:
     del argv
     config = _CONFIG.value
     config_lib.check(config)
-    workdir = pathlib.Path(_WORKDIR.value).absolute() if _WORKDIR.value else None
-    _set_up_devices()
+    workdir = _workdir(_WORKDIR.value, config.stage)
     # Imported late: a mistake in the command should not wait for jax to load.
     from cmunet_jax import stages
+    from cmunet_jax.stages import devices
 
+    if config.stage not in stages.WITHOUT_DEVICE:
+        devices.set_up()
     return stages.STAGES[config.stage](config, workdir)
 
 

@@ -20,11 +20,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 EVERYWHERE = ("tfds_angio.errors", "cmunet_jax.config", "cmunet_jax.__version__")
 BELOW_STAGES = tuple(
     f"cmunet_jax.{part}"
-    for part in "evaluation train objectives data models losses interop report".split()
+    for part in "sweep evaluation train objectives data models losses interop report".split()
 )
 ARROW: dict[str, tuple[str, ...]] = {
     "cmunet_jax.main": ("cmunet_jax.stages",),
     "cmunet_jax.stages": (*BELOW_STAGES, "tfds_angio"),
+    "cmunet_jax.sweep": ("cmunet_jax.train",),
     "cmunet_jax.evaluation": ("cmunet_jax.data", "cmunet_jax.models", "tfds_angio"),
     "cmunet_jax.train": ("cmunet_jax.objectives.base", "cmunet_jax.data"),
     "cmunet_jax.objectives": ("cmunet_jax.data.views", "cmunet_jax.models", "cmunet_jax.losses"),
@@ -36,7 +37,7 @@ ARROW: dict[str, tuple[str, ...]] = {
     "cmunet_jax.config": (),
     "cmunet_jax": (),
     "tfds_angio": (),
-    "configs": ("cmunet_jax.data", "cmunet_jax.objectives"),
+    "configs": ("cmunet_jax.data", "cmunet_jax.objectives", "cmunet_jax.sweep.runners"),
 }
 PURE = (
     "cmunet_jax/losses.py",
@@ -266,7 +267,9 @@ def foreign_frameworks(files: Files) -> Iterator[str]:
 
 def hidden_randomness(files: Files) -> Iterator[str]:
     """Randomness comes from jax keys or from seeded numpy Generators."""
-    legacy = re.compile(r"^(np|numpy)\.random\.(?!default_rng|Generator|SeedSequence|Philox|PCG64)")
+    # RandomState, seeded, is for results that another library drew from it.
+    names = "default_rng|Generator|SeedSequence|Philox|PCG64|RandomState"
+    legacy = re.compile(rf"^(np|numpy)\.random\.(?!{names})")
     for path, tree in python(files, "cmunet_jax/", "tfds_angio/", "configs/"):
         for line, target in imports(tree):
             if within(target, ("random",)):
@@ -274,9 +277,10 @@ def hidden_randomness(files: Files) -> Iterator[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and legacy.match(ast.unparse(node)):
                 yield f"{path}:{node.lineno} {ast.unparse(node)} has a state shared by all"
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("default_rng"):
-                if not node.args and not node.keywords:
-                    yield f"{path}:{node.lineno} default_rng() without a seed"
+            if isinstance(node, ast.Call) and not node.args and not node.keywords:
+                name = ast.unparse(node.func).rpartition(".")[-1]
+                if name in ("default_rng", "RandomState"):
+                    yield f"{path}:{node.lineno} {name}() without a seed"
 
 
 def too_long(files: Files) -> Iterator[str]:

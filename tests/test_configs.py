@@ -23,11 +23,14 @@ FILES = sorted(
     p.name for p in (ROOT / "configs").glob("*.py") if p.name not in ("common.py", "__init__.py")
 )
 SIZES = "size=paper,small,demo,tiny"
+METHODS = "objective=cmunet,genesis,mae,moco,spark"
 ARGUMENTS = {
-    "pretrain.py": (SIZES, "preset=fixed,paper", "preprocessing=fixed,paper"),
+    "pretrain.py": (SIZES, "preset=fixed,paper", "preprocessing=fixed,paper", METHODS),
     "finetune.py": (SIZES, "preset=fixed,paper", "init=pretrained,scratch"),
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
+    "report.py": (),
+    "sweep.py": (SIZES, "protocol=fair,paper", "data=angio_synthetic,arcade"),
 }  # fmt: skip
 
 
@@ -49,9 +52,11 @@ def test_every_config_loads_and_is_consistent(name, arg):
     stored = config_lib.to_dict(config)
     assert json.loads(json.dumps(stored)) == stored
     assert config_lib.to_dict(config_lib.from_dict(stored)) == stored
-    parts = (
-        [config.pretrain, config.finetune, config.scratch] if name == "quickstart.py" else [config]
-    )
+    parts = [config]
+    if name == "quickstart.py":
+        parts = [config.pretrain, config.finetune, config.scratch]
+    elif name == "sweep.py":
+        parts = [*config.pretrain.values(), config.finetune]
     for part in parts:
         if "objective" in part:
             objective = objectives.create(part)

@@ -164,9 +164,11 @@ SAMPLES: dict[Callable[..., Iterator[str]], Samples] = {
             {DATA: "import numpy as np\nx = np.random.rand(3)\n"},
             {DATA: "import numpy as np\nnp.random.seed(0)\n"},
             {DATA: "import numpy as np\nrng = np.random.default_rng()\n"},
+            {DATA: "import numpy as np\nrng = np.random.RandomState()\n"},
         ],
         good=[
             {DATA: "import numpy as np\nrng = np.random.default_rng((seed, 1))\n"},
+            {DATA: "import numpy as np\nrng = np.random.RandomState(42)\n"},
             {DATA: "def f(rng: np.random.Generator): pass\nx = jax.random.key(0)\n"},
         ],
     ),

@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 from rich.console import Console
@@ -12,6 +14,10 @@ from cmunet_jax.data import datasets
 from cmunet_jax.evaluation import evaluator, results
 from cmunet_jax.stages import provenance, record, segment
 from cmunet_jax.train import sharding
+from tfds_angio import resplit
+from tfds_angio.base import AngioDataset
+
+_FACTS = ("labels", "draw", "seed", "init_from", "train_for", "batch_size", "folds", "fold")
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
@@ -31,12 +37,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     )
     loaded = segmenter.loaded
     workdir = workdir or loaded.path.parent.parent / f"evaluation-{config.split}"
-    data = config.data.copy_and_resolve_references()
-    trained = loaded.config["data"]
-    data.name, data.dir = data.name or trained["name"], data.dir or trained["dir"]
-    dataset = datasets.open_or_build(data)
+    dataset = _open(config, loaded.config)
     datasets.size_of(dataset, config.split, key="split")
-    provenance.check_unseen(loaded.config, dataset, config.split, dataset.ids(config.split))
+    overlap = provenance.check_unseen(loaded.config, dataset, config.split)
     result = evaluator.evaluate(
         segmenter.forward,
         segmenter.weights,
@@ -47,6 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         protocol=config.protocol,
         resolution=config.resolution,
         workers=config.data.workers or None,
+        prepared=segment.prepare(dataset, config.split, segmenter.preprocessing, config.data),
     )
     facts = {
         "checkpoint": {
@@ -56,9 +60,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
             "weights": segmenter.kind,
         },
         "preprocessing": loaded.preprocessing,
-        "training": {
-            key: loaded.config.get(key)
-            for key in ("labels", "draw", "seed", "init_from", "train_for", "batch_size")
+        "training": {key: loaded.config.get(key) for key in _FACTS},
+        "selected_on": _selected_on(loaded.config, str(config.step)),
+        "splits": {
+            "rule": dataset.splits,
+            "sizes": dataset.sizes,
+            "seen_in_training": overlap,
         },
         "versions": record.versions(),
         "config": config_lib.to_dict(config),
@@ -67,6 +74,27 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     print_summary(workdir, title=f"{dataset.name} {config.split}")
     print(f"Written: {workdir / 'summary.json'}, cases.csv and overlays beside it.")
     return 0
+
+
+def _open(config: ml_collections.ConfigDict, trained: Mapping[str, Any]) -> AngioDataset:
+    """The data set to evaluate on: that of the training, divided as it was there, by default."""
+    data = config.data.copy_and_resolve_references()
+    same = data.name in ("", trained["data"]["name"])
+    data.name, data.dir = data.name or trained["data"]["name"], data.dir or trained["data"]["dir"]
+    before = trained["data"].get("splits", resplit.BUILT)
+    with data.unlocked():
+        # Another data set has its own splits; a number held out of this one means nothing there.
+        data.splits = data.get("splits") or (before if same else resplit.BUILT)
+    dataset = datasets.open_or_build(data)
+    if same and data.splits == before and trained.get("folds"):
+        chosen = {key: trained[key] for key in ("labels", "draw", "folds", "fold")}
+        dataset, _ = datasets.labelled_subset(dataset, **chosen)
+    return dataset
+
+
+def _selected_on(trained: Mapping[str, Any], step: str) -> str:
+    """The metric that chose the checkpoint, or '' where none did."""
+    return str(trained["checkpoint"].get("best", "")) if step == "best" else ""
 
 
 def print_summary(directory: pathlib.Path, *, title: str) -> None:

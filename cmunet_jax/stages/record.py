@@ -17,15 +17,6 @@ from tfds_angio.errors import UserError
 
 FILE = "config.json"
 _PACKAGES = ("cmunet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-# Keys that do not change results: a resumed run may set them anew.
-_FREE = (
-    "data.dir",
-    "data.source",
-    "data.workers",
-    "log_every",
-    "pictures_every",
-    "checkpoint.keep",
-)
 
 
 def versions() -> dict[str, str]:
@@ -68,7 +59,7 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
     changed = [
         line
         for line in config_lib.differences(before, config_lib.to_dict(config))
-        if not line.startswith(_FREE)
+        if not line.startswith(config_lib.FREE)
     ]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

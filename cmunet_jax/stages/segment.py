@@ -2,17 +2,19 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
-from cmunet_jax.data import preprocessing
+from cmunet_jax.data import preprocessing, source
 from cmunet_jax.objectives.scratch import Scratch
 from cmunet_jax.train import checkpoint, sharding
 from cmunet_jax.train.state import TrainState
+from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
 
 Forward = Callable[[Mapping[str, Any], jax.Array], jax.Array]
@@ -44,6 +46,35 @@ def weights_of(state: TrainState) -> dict[str, Any]:
 def round_up(batch_size: int, mesh: jax.sharding.Mesh) -> int:
     """The next multiple of the number of devices."""
     return -(-batch_size // mesh.size) * mesh.size
+
+
+def prepare(
+    dataset: AngioDataset,
+    split: str,
+    chain: preprocessing.Preprocessing,
+    options: ml_collections.ConfigDict,
+    *,
+    ids: Sequence[str] | None = None,
+    progress: bool = True,
+) -> source.PreparedSplit | None:
+    """The images of a split as the network sees them, kept on disk beside those of training.
+
+    The same few hundred images are evaluated by every run of a study, several times in each.
+
+    Args:
+      dataset: to evaluate on.
+      split: of it.
+      chain: the preprocessing.
+      options: `config.data`; None is returned where it asks to stream sets too large to keep.
+      ids: a subset; all for None.
+      progress: whether to show a bar.
+    """
+    if options.streaming:
+        return None
+    workers = options.workers or None
+    return source.prepare(
+        dataset, split, chain, ids=ids, with_masks=False, workers=workers, progress=progress
+    )
 
 
 @dataclasses.dataclass(frozen=True)

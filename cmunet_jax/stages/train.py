@@ -73,6 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     views.check(objective.views, config.views)
     mesh = sharding.create_mesh()
     sharding.check_batch(config.batch_size, config.accumulation, mesh)
+    objective.check_batch(config.batch_size, accumulation=config.accumulation)
     record.check_workdir(workdir, config)
     chosen = choose_images(config)
     before = record.read_facts(workdir)
@@ -82,10 +83,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     initial = None
     if config.get("init_from") and not resuming:
         initial = checkpoint.load(config.init_from)
+        if config.get("eval_split"):  # Better now than when the result is evaluated.
+            provenance.check_unseen(initial.config, chosen.dataset, config.eval_split)
     facts = before if resuming else provenance.of_training(config, chosen, initial)
-    inputs = _prepare(config, chosen, initial)
-    steps = _durations(config, len(chosen.ids))
-    state, tx, rate = _initial_state(config, objective, initial, steps, mesh)
+    inputs = prepare(config, chosen, initial)
+    steps = durations(config, len(chosen.ids))
+    state, tx, rate = initial_state(config, objective, initial, steps, mesh)
     with checkpoint.Checkpointer(
         workdir / "checkpoints",
         config=config_lib.to_dict(config) | {"provenance": facts},
@@ -119,14 +122,16 @@ def choose_images(config: ml_collections.ConfigDict, prefix: str = "") -> Chosen
     """
     dataset = datasets.open_or_build(config.data)
     split = config.data.split
-    available = datasets.size_of(dataset, split, key=f"{prefix}data.split")
+    datasets.size_of(dataset, split, key=f"{prefix}data.split")
     if config.stage == "finetune":
-        if config.labels > available:
-            raise UserError(
-                f"config.{prefix}labels={config.labels} is more than the {available} labelled "
-                f"images of {dataset.name}. Use at most {available}, or 0 for all."
-            )
-        ids = dataset.labelled_ids(config.labels or available, draw=config.draw)
+        dataset, ids = datasets.labelled_subset(
+            dataset,
+            labels=config.labels,
+            draw=config.draw,
+            folds=config.get("folds", 0),
+            fold=config.get("fold", 0),
+            prefix=prefix,
+        )
         if config.eval_split:
             datasets.size_of(dataset, config.eval_split, key=f"{prefix}eval_split")
     else:
@@ -139,7 +144,7 @@ def choose_images(config: ml_collections.ConfigDict, prefix: str = "") -> Chosen
     return Chosen(dataset, ids)
 
 
-def _prepare(
+def prepare(
     config: ml_collections.ConfigDict, chosen: Chosen, initial: checkpoint.Loaded | None
 ) -> Inputs:
     """Preprocesses the chosen images, as the starting weights were trained on."""
@@ -167,7 +172,7 @@ def _prepare(
     return Inputs(dataset, rows, chain)
 
 
-def _durations(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
+def durations(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
     """All durations of a config in steps."""
     common = dict(batch_size=config.batch_size, examples=examples)
     total = config_lib.steps_of(config.train_for, key="train_for", **common)
@@ -187,7 +192,7 @@ def _durations(config: ml_collections.ConfigDict, examples: int) -> dict[str, in
     return steps | {"total": total}
 
 
-def _initial_state(
+def initial_state(
     config: ml_collections.ConfigDict,
     objective: Objective,
     initial: checkpoint.Loaded | None,
@@ -201,7 +206,7 @@ def _initial_state(
         total_steps=steps["total"],
         warmup_steps=steps["warmup"],
     )
-    tx = optim.create(config.optim, rate)
+    tx = optim.create(config.optim, rate, total_steps=steps["total"])
     side = config.views.get("crop", config.preprocessing.size)
     init = jax.jit(objective.init, static_argnums=1)
     variables = init(keys.stream_key(config.seed, "init"), (side, side, 1))
@@ -248,7 +253,7 @@ def _fit(
     )
     _announce(config, workdir, inputs, state, steps)
     done, total = int(state.step), steps["total"]
-    with _batches(config, inputs, done, mesh) as batches:
+    with open_batches(config, inputs, done, mesh) as batches:
         first = next(batches)
         compiled = loop.compile_step(
             train_step, state, first, steps=total - done, stage=config.stage
@@ -276,7 +281,7 @@ def _fit(
 
 
 @contextlib.contextmanager
-def _batches(
+def open_batches(
     config: ml_collections.ConfigDict, inputs: Inputs, start: int, mesh: jax.sharding.Mesh
 ) -> Iterator[Iterator[Any]]:
     """What each step takes, from `start` on: always the resident arrays, or streamed batches."""
@@ -306,15 +311,17 @@ def _in_training_evaluator(
         return None
     forward = segment.make_forward(objective, mesh)
     ids = inputs.dataset.ids(config.eval_split)[: config.eval_images or None]
+    of_split = (inputs.dataset, config.eval_split, inputs.preprocessing)
+    prepare = functools.partial(segment.prepare, *of_split, config.data, ids=ids, progress=False)
+    prepared = functools.cache(prepare)  # At the first evaluation, if there is one.
 
     def evaluate(state: TrainState) -> dict[str, float]:
         result = evaluator.evaluate(
             forward,
             segment.weights_of(state),
-            inputs.dataset,
-            config.eval_split,
-            inputs.preprocessing,
+            *of_split,
             ids=ids,
+            prepared=prepared(),
             batch_size=segment.round_up(config.batch_size, mesh),
             metrics=IN_TRAINING_METRICS,
             workers=config.data.workers or None,
