@@ -224,16 +224,21 @@ def test_a_worker_that_lost_its_lease_publishes_nothing(tmp_path):
     """Asleep for longer than a lease: another has taken the trial over."""
     plan, lines = [plans.trial("a", seconds=1.0)], Lines()
     one, records, store = make(plan, tmp_path / "s", tmp_path, lines=lines)
-    thread = threading.Thread(target=one.run)
+    thread = threading.Thread(target=one.run, daemon=True)
     thread.start()
     while not runs(tmp_path / "s", None, "a"):
         time.sleep(0.01)
     other = json.dumps({"owner": "other", "machine": "elsewhere", "lease_seconds": 1e6})
     assert store.create("trials/a/attempts/2.json", other.encode())
-    store.create("trials/a/result.json", b"of the other")
-    thread.join()
-    assert any("taken it over" in line for line in lines.said), lines.said
-    assert records._store.read("trials/a/result.json") is None, "unreadable: moved aside"
+    until = time.monotonic() + 60
+    while not any("taken it over" in line for line in lines.said):
+        assert time.monotonic() < until, lines.said
+        time.sleep(0.01)
+    assert records.result("a") is None
+    assert records.publish("a", {"status": DONE, "by": "the other"})
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "all is done"
+    assert json.loads(store.read("trials/a/result.json"))["by"] == "the other"
     assert runs(tmp_path / "s", None, "a") == 1
 
 

@@ -100,7 +100,7 @@ def costs(sweep: SweepFiles, ledger: Ledger) -> list[Cost]:
     for (kind, method, variant), trials in groups.items():
         seconds = [trial.number("seconds") for trial in trials]
         steps = [trial.number("steps") for trial in trials]
-        key = f"{sweep.label}/cost/{kind}/{method}/{variant}"
+        key = "/".join(filter(None, (sweep.label, "cost", kind, method, variant)))
         total = ledger.number(
             key, float(np.nansum(seconds)), files=[name for t in trials for name in t.files]
         )
