@@ -24,7 +24,7 @@ from cmunet_jax.evaluation.calibration import Reliability
 from cmunet_jax.evaluation.inference import Forward, Loaded, Reader
 from cmunet_jax.evaluation.metrics import TABLE, Metric, Pair, Terms
 from cmunet_jax.evaluation.paper import PAPER_TABLE
-from cmunet_jax.evaluation.results import PICTURES, Evaluation, Picture, summarise, write
+from cmunet_jax.evaluation.results import Evaluation, Picture, ranked, summarise, write
 from tfds_angio.base import AngioDataset, default_workers
 from tfds_angio.errors import UserError
 
@@ -75,7 +75,7 @@ def evaluate(
         prepared: the images as `data.prepared.prepare` keeps them, to save preparing them; made
             of this data set with this preprocessing.
         progress: whether to show a bar.
-        pictures: whether to keep the best, median and worst case (one more batch).
+        pictures: whether to keep the cases of `results.ranked` (one more batch).
         resamples: bootstrap draws.
         seed: of the bootstrap.
 
@@ -185,11 +185,11 @@ def _select(protocol: str, names: Iterable[str] | None) -> dict[str, Metric]:
 
 
 def _chosen(rows: Sequence[Mapping[str, Any]], table: Mapping[str, Metric]) -> dict[str, int]:
-    """Rows of the best, median and worst image by Dice, or by the first metric without it."""
+    """Rows of the images that are drawn, in order of Dice, or by the first metric without it."""
     name = RANKING if RANKING in table else next(iter(table))
     sign = -1 if table[name].higher_is_better else 1
     order = sorted(range(len(rows)), key=lambda at: (sign * rows[at][name], rows[at]["id"]))
-    return dict(zip(PICTURES, (order[0], order[len(order) // 2], order[-1])))
+    return ranked(order)
 
 
 def _picture(row: Mapping[str, Any], loaded: Loaded, logits: NDArray[np.float32]) -> Picture:

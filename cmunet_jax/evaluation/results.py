@@ -28,7 +28,8 @@ from cmunet_jax.evaluation.metrics import EMPTY_MASK_RULE, Empty, Metric
 from tfds_angio.errors import UserError
 
 SUMMARY, CASES = "summary.json", "cases.csv"
-PICTURES = ("best", "median", "worst")
+WORST = 4  # failures say more than successes
+PICTURES = ("best", "median", "worst", *(f"worst_{place}" for place in range(2, WORST + 1)))
 _PACKAGES = ("cmunet-jax", "jax", "numpy", "scipy", "scikit-image", "opencv-python-headless")
 _PAPER_RULE = (
     "As released: smoothing constants in Dice, IoU and clDice; a Hausdorff distance of infinity "
@@ -61,7 +62,7 @@ class Evaluation:
         rows: one dict an image, in the order of evaluation: id, patient, centre, metrics, pixel
             counts, `empty` ('', 'both', 'truth' or 'prediction').
         summary: what `summary.json` will hold, but for the provenance.
-        pictures: 'best', 'median' and 'worst' by the ranking metric, or nothing.
+        pictures: by the names of `ranked`, or nothing.
     """
 
     rows: list[dict[str, Any]]
@@ -179,7 +180,7 @@ def write(
     overlays: bool = True,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes summary.json, cases.csv and overlay_{best,median,worst}.png.
+    """Writes summary.json, cases.csv and overlay_{best,median,worst,worst_2,...}.png.
 
     Everything is drawn and written beside the folder first and then moved in, the summary last.
 
@@ -223,11 +224,21 @@ def write(
     return target / SUMMARY
 
 
+def ranked(order: Sequence[int]) -> dict[str, int]:
+    """Which cases are drawn: name of a picture -> row, from the rows in order, best first.
+
+    Few cases give fewer pictures; the first three are always there.
+    """
+    places = {"best": 0, "median": len(order) // 2, "worst": -1}
+    places |= {f"worst_{n}": -n for n in range(2, min(WORST, len(order)) + 1)}
+    return {name: order[place] for name, place in places.items()}
+
+
 def _draw_overlays(staging: Path, evaluation: Evaluation) -> None:
     from cmunet_jax.evaluation import overlays  # matplotlib takes a second to import
 
     for name, picture in evaluation.pictures.items():
-        overlays.save(picture, staging / f"overlay_{name}.png", rank=name)
+        overlays.save(picture, staging / f"overlay_{name}.png", rank=name.replace("_", " "))
 
 
 def _move_in(staging: Path, target: Path) -> None:

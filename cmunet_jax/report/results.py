@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunet_jax.evaluation.results import ranked
 from tfds_angio.errors import UserError
 
 SCALARS, CONFIG = "metrics.jsonl", "config.json"
@@ -136,13 +137,13 @@ class Evaluation:
         return lookup(self.summary, *keys)
 
     def overlays(self) -> list[tuple[str, int, Path]]:
-        """(rank, row of the case, picture) of the best, median and worst that were drawn.
+        """(rank, row of the case, picture) of the cases that were drawn: `results.ranked`.
 
         The rows follow from the rule by which the evaluator chooses: descending Dice, then id.
         """
         dice = self.metrics[PRIMARY].values
         order = sorted(range(len(self.ids)), key=lambda at: (-dice[at], self.ids[at]))
-        rows = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+        rows = ranked(order)
         found = ((rank, at, self.directory / f"overlay_{rank}.png") for rank, at in rows.items())
         return [entry for entry in found if entry[2].is_file()]
 

@@ -261,10 +261,15 @@ def interval_drawing(comparison: Comparison) -> Drawing | None:
 
 
 def overlay_groups(results: Sequence[Result]) -> list[tuple[str, list[Plate]]]:
-    """(rank, one plate an arm) for the best, median and worst image of each arm."""
+    """(rank, one plate an arm) for the best, median and worst image of each arm.
+
+    The other bad cases lie beside the evaluation; here they would crowd out the rest.
+    """
     groups: dict[str, list[Plate]] = {}
     for result in results:
         for rank, at, path in result.evaluation.overlays():
+            if rank not in ("best", "median", "worst"):
+                continue
             identity = result.evaluation.ids[at]
             dice = result.evaluation.metrics[PRIMARY].values[at]
             caption = f"case {identity}, Dice {plain(dice)}"

@@ -177,12 +177,17 @@ def test_ids_choose_a_subset_and_its_order():
 def test_best_median_and_worst_are_kept_as_they_were_measured():
     result = run(forward=noisy)
     order = sorted(row["dice"] for row in result.rows)
-    kept = [result.pictures[name] for name in ("worst", "median", "best")]
-    assert [p.row["dice"] for p in kept] == [order[0], order[3], order[-1]]
+    kept = [result.pictures[name] for name in ("worst", "worst_2", "worst_4", "median", "best")]
+    assert [p.row["dice"] for p in kept] == [order[0], order[1], order[3], order[3], order[-1]]
     for picture in kept:
         assert TABLE["dice"](picture.truth, picture.prediction) == picture.row["dice"]
         assert (picture.image.shape, picture.image.dtype) == ((SIZE, SIZE), np.uint8)
     assert run(pictures=False).pictures == {}
+
+
+def test_a_single_image_is_best_and_worst_at_once():
+    result = run(ids=["image03"])
+    assert set(result.pictures) == {"best", "median", "worst"}
 
 
 def test_memory_is_bounded_reading_keeps_two_batches_ahead_at_most():

@@ -20,7 +20,8 @@ from tests.evaluation.masks import shifted, vessel
 from tfds_angio.errors import UserError
 
 PROVENANCE = {"checkpoint": {"digest": "abc", "step": 3}, "versions": {"flax": "0.12"}}
-PICTURES = [f"overlay_{name}.png" for name in ("best", "median", "worst")]
+RANKS = ("best", "median", "worst", "worst_2", "worst_3", "worst_4")
+PICTURES = [f"overlay_{name}.png" for name in RANKS]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def names(directory) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_write_leaves_a_summary_a_row_an_image_and_three_pictures(evaluation, tmp_path):
+def test_write_leaves_a_summary_a_row_an_image_and_pictures(evaluation, tmp_path):
     target = tmp_path / "new" / "folder"
     path = write(evaluation, target, provenance=PROVENANCE)
     assert path == target / "summary.json"

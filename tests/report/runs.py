@@ -130,8 +130,8 @@ def evaluation(
         "split": "test",
     } | results.summarise(rows, terms, table, protocol="fixed", batch_size=4, resamples=2000)
     order = sorted(range(len(rows)), key=lambda at: (-float(rows[at]["dice"]), rows[at]["id"]))
-    ranks = dict(zip(results.PICTURES, (order[0], order[len(order) // 2], order[-1])))
-    return results.Evaluation(rows, summary, {name: pictures[at] for name, at in ranks.items()})
+    kept = {name: pictures[at] for name, at in results.ranked(order).items()}
+    return results.Evaluation(rows, summary, kept)
 
 
 def write_evaluation(
