@@ -29,7 +29,7 @@ test: $(STAMP)  ## Run the tests (PYTEST_ARGS='-k name' picks some)
 	@$(PY) $(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests marked slow, which `make test` leaves out
-	@$(PY) $(PYTEST) -m slow $(PYTEST_ARGS)
+	@XLA_FLAGS= $(PY) $(PYTEST) -m slow $(PYTEST_ARGS)
 
 install: $(STAMP)  ## Only make the virtual environment (ACCELERATOR=cuda or tpu for those)
 

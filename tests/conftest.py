@@ -23,6 +23,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("CMUNET_JAX_CACHE", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["CMUNET_JAX_CACHE"])
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# XLA's own passes run as always; LLVM, which takes a third of the tests' time, optimises nothing.
+# `make test-slow` sets it to nothing and so tests what users run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +52,8 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(
         *args: str, devices: int = 1, timeout: float = 300, check: bool = True, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        given = os.environ.get("XLA_FLAGS", "")
+        flags = f"{given} --xla_force_host_platform_device_count={devices}".strip()
         # A PYTHONPATH of the caller would hide what the installed project itself needs.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(
