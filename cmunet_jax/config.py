@@ -27,6 +27,8 @@ FREE = (
     "log_every",
     "pictures_every",
     "checkpoint.keep",
+    "model.fast",
+    "model.remat",
 )
 _REQUIRED = {
     "pretrain": _TRAINING,

@@ -52,6 +52,10 @@ def model(size: str) -> Config:
             "width": WIDTH[size],  # of the finest level; 64 is the paper's
             "dtype": "float32",  # of the computation: float32 or bfloat16; weights are float32
             "up": "transposed",  # or bilinear
+            "fast": True,  # forms of layers that XLA compiles well; False: the textbook's, slower
+            # Less memory for more time: norms computes normalisation and ReLU again for the
+            # gradient, blocks the convolutions too.
+            "remat": "none",
         }
     )
 

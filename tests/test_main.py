@@ -49,6 +49,7 @@ def test_mistakes_are_named_before_anything_is_parsed(argv, words, monkeypatch):
         (["--config.data.source=/does/not/exist"], ["/does/not/exist"]),
         (["--config.train_for=often"], ["train_for", "epochs"]),
         (["--config.model.dtype=float8"], ["model.dtype", "bfloat16"]),
+        (["--config.model.remat=all"], ["model.remat", "blocks"]),
         (["--config.objective.adapter=none"], ["adapter", "fresh"]),
         (["--config.views.patch_ratio=2.0"], ["views.patch_ratio"]),
         (["--config.checkpoint.keep=0"], ["checkpoint.keep=0", "at least 1"]),

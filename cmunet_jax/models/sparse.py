@@ -70,6 +70,7 @@ class SparseUNet(nn.Module):
     dtype: Dtype = jnp.float32
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, active: Array, *, train: bool) -> Array:
@@ -80,8 +81,9 @@ class SparseUNet(nn.Module):
           active: bool [B, H/16, W/16], True where a patch is visible.
           train: whether normalisation takes the batch's statistics.
         """
-        encoder = Encoder(self.width, self.dtype, self.fast, name="encoder")
-        decoder = Decoder(self.width, 1, self.dtype, self.up, self.fast, name="decoder")
+        encoder = Encoder(self.width, self.dtype, self.fast, self.remat, name="encoder")
+        options = (self.dtype, self.up, self.fast, self.remat)
+        decoder = Decoder(self.width, 1, *options, name="decoder")
         maps = encoder(x, train=train, active=active)
         dense = Densify(self.dtype, name="densify")(*maps, active, train=train)
         return decoder(*dense, train=train)

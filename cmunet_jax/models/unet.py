@@ -7,11 +7,13 @@ decoders, and transfers the encoder and one of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from cmunet_jax.models.layers import (
     BatchNorm,
@@ -30,6 +32,17 @@ LEVELS = 4
 """Resolutions with a skip connection; the bottleneck lies at 1/2**LEVELS."""
 STRIDE = 2**LEVELS
 UPSAMPLING = ("transposed", "bilinear")
+_CONVOLVED = "convolved"
+# What the backward pass finds stored; the rest it computes a second time.
+REMAT = MappingProxyType(
+    {
+        "none": None,
+        "norms": jax.checkpoint_policies.save_only_these_names(_CONVOLVED),
+        "blocks": jax.checkpoint_policies.nothing_saveable,
+    }
+)
+"""`config.model.remat`: store everything; all but normalised and rectified maps; only the inputs
+of blocks (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016)."""
 
 
 class Block(nn.Module):
@@ -39,14 +52,14 @@ class Block(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, sites: Array | None = None) -> Array:
+    def __call__(self, x: Array, train: bool, sites: Array | None = None) -> Array:
         """Maps [B, H, W, C] to [B, H, W, features], non-negative.
 
         With `sites`, bool [B, H, W, 1], x is zero where they are False, and so is the result. The
         convolution's own output needs no mask: normalisation looks at no other site.
         """
         for i in (1, 2):
-            x = _conv(self.features, 3, self.dtype, name=f"conv{i}")(x)
+            x = checkpoint_name(_conv(self.features, 3, self.dtype, name=f"conv{i}")(x), _CONVOLVED)
             x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train, sites=sites))
         return x
 
@@ -60,6 +73,7 @@ class Encoder(nn.Module):
     width: int = 64
     dtype: Dtype = jnp.float32
     fast: bool = True
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -86,12 +100,12 @@ class Encoder(nn.Module):
             x = jnp.where(sites[0], x, 0)
         skips = []
         for level in range(LEVELS):
-            block = Block(self.width << level, self.dtype, name=f"down{level + 1}")
-            x = block(x, train=train, sites=sites[level])
+            block = _block(self.width << level, self.dtype, self.remat, name=f"down{level + 1}")
+            x = block(x, train, sites[level])
             skips.append(x)
             x = max_pool(x, fast=self.fast)
-        bottleneck = Block(self.width << LEVELS, self.dtype, name="bottleneck")
-        return bottleneck(x, train=train, sites=sites[LEVELS]), skips
+        bottleneck = _block(self.width << LEVELS, self.dtype, self.remat, name="bottleneck")
+        return bottleneck(x, train, sites[LEVELS]), skips
 
 
 class Decoder(nn.Module):
@@ -106,6 +120,7 @@ class Decoder(nn.Module):
     dtype: Dtype = jnp.float32
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, bottleneck: Array, skips: Sequence[Array], *, train: bool) -> Array:
@@ -120,7 +135,7 @@ class Decoder(nn.Module):
             else:
                 x = UpConv(features, self.dtype, self.fast, name=f"upsample{level + 1}")(x)
             x = jnp.concatenate([x, skips[level]], axis=-1)
-            x = Block(features, self.dtype, name=f"up{level + 1}")(x, train=train)
+            x = _block(features, self.dtype, self.remat, name=f"up{level + 1}")(x, train)
         head = _conv(self.out_channels, 1, self.dtype, name="head")
         return head(x).astype(jnp.promote_types(self.dtype, jnp.float32))
 
@@ -133,15 +148,22 @@ class UNet(nn.Module):
     dtype: Dtype = jnp.float32
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps images [B, H, W, 1] to logits [B, H, W, out_channels], float32."""
-        encoder = Encoder(self.width, self.dtype, self.fast, name="encoder")
-        decoder = Decoder(
-            self.width, self.out_channels, self.dtype, self.up, self.fast, name="decoder"
-        )
+        encoder = Encoder(self.width, self.dtype, self.fast, self.remat, name="encoder")
+        options = (self.dtype, self.up, self.fast, self.remat)
+        decoder = Decoder(self.width, self.out_channels, *options, name="decoder")
         return decoder(*encoder(x, train=train), train=train)
+
+
+def _block(features: int, dtype: Dtype, remat: str, *, name: str) -> nn.Module:
+    """A block that stores for its gradient what `REMAT[remat]` says; values are the same."""
+    if remat == "none":
+        return Block(features, dtype, name=name)
+    return nn.remat(Block, static_argnums=(2,), policy=REMAT[remat])(features, dtype, name=name)
 
 
 def _conv(features: int, size: int, dtype: Dtype, *, name: str) -> nn.Conv:

@@ -10,7 +10,7 @@ import dataclasses
 from types import MappingProxyType
 from typing import Any
 
-from cmunet_jax.models.unet import UPSAMPLING
+from cmunet_jax.models.unet import REMAT, UPSAMPLING
 from cmunet_jax.objectives import base, cmunet, genesis, mae, moco, scratch, spark
 from cmunet_jax.objectives.cmunet import CMUNet
 from cmunet_jax.objectives.genesis import Genesis
@@ -68,7 +68,8 @@ def create(config: Any) -> base.Objective:
 
     Args:
       config: has `objective` (`name`, optionally `preset` for the record, and any of the options of
-        the objective's class) and `model` (any of `width`, `dtype`, `up`, `fast`).
+        the objective's class) and `model` (any of `width`, `dtype`, `up`, `fast`,
+        `remat`).
 
     Raises:
       UserError: names the key that is unknown or has a value that does not exist.
@@ -79,7 +80,7 @@ def create(config: Any) -> base.Objective:
     known = {f.name for f in dataclasses.fields(cls)}
     model = dict(config["model"])
     options = {k: v for k, v in dict(config["objective"]).items() if k not in _NOT_OPTIONS}
-    shared = {"width", "dtype", "up", "fast"}
+    shared = {"width", "dtype", "up", "fast", "remat"}
     for section, given, allowed in (
         ("model", model, shared),
         ("objective", options, known - shared),
@@ -91,4 +92,5 @@ def create(config: Any) -> base.Objective:
             )
     base.check_choice("dtype", model.get("dtype", "float32"), DTYPES, section="model")
     base.check_choice("up", model.get("up", "transposed"), UPSAMPLING, section="model")
+    base.check_choice("remat", model.get("remat", "none"), tuple(REMAT), section="model")
     return cls(**model, **options)

@@ -76,6 +76,7 @@ class CMUNet(base.AnyBatch):
       dtype: of the computation; parameters, losses and contrastive logits are float32.
       up: 'transposed' or 'bilinear'.
       fast: forms of the layers that XLA compiles well.
+      remat: what is computed again for the gradient: a key of `models.unet.REMAT`.
       mask_per_sample, adapter, reconstruction_target: rows 7, 8 and 9 of method.md, section 7.
       temperature: τ of InfoNCE, whose value is multiplied by 2τ.
       momentum: of the target's exponential moving average, constant.
@@ -85,6 +86,7 @@ class CMUNet(base.AnyBatch):
     dtype: str = "float32"
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
     mask_per_sample: bool = True
     adapter: str = "fixed"
     reconstruction_target: str = "patch"
@@ -110,11 +112,11 @@ class CMUNet(base.AnyBatch):
 
     @property
     def _encoder(self) -> Encoder:
-        return Encoder(self.width, jnp.dtype(self.dtype), self.fast)
+        return Encoder(self.width, jnp.dtype(self.dtype), self.fast, self.remat)
 
     @property
     def _decoder(self) -> Decoder:
-        return Decoder(self.width, 2, jnp.dtype(self.dtype), self.up, self.fast)
+        return Decoder(self.width, 2, jnp.dtype(self.dtype), self.up, self.fast, self.remat)
 
     @property
     def _projector(self) -> Projector:

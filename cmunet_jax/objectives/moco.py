@@ -76,6 +76,7 @@ class MoCo(base.AnyBatch):
       dtype: of the computation; parameters, keys, queue and logits are float32.
       up: unused, since there is no decoder; all methods share a `model` config.
       fast: forms of the layers that XLA compiles well.
+      remat: what is computed again for the gradient: a key of `models.unet.REMAT`.
       queue: keys remembered, a multiple of the batch.
       key_norm, bn_group: see the module.
       temperature: τ of InfoNCE.
@@ -86,6 +87,7 @@ class MoCo(base.AnyBatch):
     dtype: str = "float32"
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
     queue: int = 1024
     key_norm: str = "running"
     bn_group: int = 0
@@ -133,7 +135,7 @@ class MoCo(base.AnyBatch):
 
     @property
     def _encoder(self) -> Encoder:
-        return Encoder(self.width, jnp.dtype(self.dtype), self.fast)
+        return Encoder(self.width, jnp.dtype(self.dtype), self.fast, self.remat)
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> Variables:
         """Fresh variables for views [H, W, 1]; the queue starts with random directions.

@@ -23,19 +23,21 @@ class Restoration(base.WithoutContext):
       dtype: of the computation; parameters and losses are float32.
       up: 'transposed' or 'bilinear'.
       fast: forms of the layers that XLA compiles well.
+      remat: what is computed again for the gradient: a key of `models.unet.REMAT`.
     """
 
     width: int = 64
     dtype: str = "float32"
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
 
     transfer = Transfer({"encoder": "encoder", "decoder": "decoder"}, reinit=("decoder/head",))
 
     @property
     def network(self) -> UNet:
         """The network; apply it to {'params', 'batch_stats'}."""
-        return UNet(self.width, 1, jnp.dtype(self.dtype), self.up, self.fast)
+        return UNet(self.width, 1, jnp.dtype(self.dtype), self.up, self.fast, self.remat)
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> Variables:
         """Fresh variables for images [H, W, 1]; UserError unless 16 divides H and W."""

@@ -35,6 +35,7 @@ class Scratch(base.WithoutContext):
       dtype: of the computation; parameters and losses are float32.
       up: 'transposed' or 'bilinear'.
       fast: forms of the layers that XLA compiles well.
+      remat: what is computed again for the gradient: a key of `models.unet.REMAT`.
       soft_dice: Dice on probabilities, per image; False: on the thresholded batch, no gradient.
     """
 
@@ -42,6 +43,7 @@ class Scratch(base.WithoutContext):
     dtype: str = "float32"
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
     soft_dice: bool = True
 
     views = ("supervised",)
@@ -50,7 +52,7 @@ class Scratch(base.WithoutContext):
     @property
     def network(self) -> UNet:
         """The segmentation network; apply it to {'params', 'batch_stats'}."""
-        return UNet(self.width, 2, jnp.dtype(self.dtype), self.up, self.fast)
+        return UNet(self.width, 2, jnp.dtype(self.dtype), self.up, self.fast, self.remat)
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> Variables:
         """Fresh variables for images [H, W, 1]; UserError unless 16 divides H and W."""

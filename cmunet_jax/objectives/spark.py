@@ -45,12 +45,14 @@ class SparK(base.WithoutContext):
       dtype: of the computation; parameters and losses are float32.
       up: 'transposed' or 'bilinear'.
       fast: forms of the layers that XLA compiles well.
+      remat: what is computed again for the gradient: a key of `models.unet.REMAT`.
     """
 
     width: int = 64
     dtype: str = "float32"
     up: str = "transposed"
     fast: bool = True
+    remat: str = "none"
 
     views = ("masked",)
     view_options = MappingProxyType({"paper": _VIEW, "fixed": _VIEW})
@@ -59,7 +61,7 @@ class SparK(base.WithoutContext):
     @property
     def network(self) -> SparseUNet:
         """The network; apply it to {'params', 'batch_stats'}."""
-        return SparseUNet(self.width, jnp.dtype(self.dtype), self.up, self.fast)
+        return SparseUNet(self.width, jnp.dtype(self.dtype), self.up, self.fast, self.remat)
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> Variables:
         """Fresh variables for images [H, W, 1]; UserError unless 16 divides H and W."""
