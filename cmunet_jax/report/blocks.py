@@ -18,6 +18,7 @@ from cmunet_jax.report.study import (
     Number,
     PairedTest,
     Study,
+    fewest_first,
 )
 
 _HINTED = 3  # files named in a tooltip; all of them are in the list below each part
@@ -138,11 +139,6 @@ def p_text(p: float) -> str:
     if not math.isfinite(p):
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def fewest_first(labels: int) -> float:
-    """Sorts label counts in rising order, all (0) last."""
-    return labels or math.inf
 
 
 def duration(seconds: float) -> str:

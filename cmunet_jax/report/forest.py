@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cmunet_jax.report.blocks import fewest_first, p_text, shown, shown_difference
+from cmunet_jax.report.blocks import p_text, shown, shown_difference
 from cmunet_jax.report.charts import Look
 from cmunet_jax.report.findings import signed
 from cmunet_jax.report.sections import Value
-from cmunet_jax.report.study import Difference, PairedTest, Study, Variant
+from cmunet_jax.report.study import Difference, PairedTest, Study, Variant, fewest_first
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from cmunet_jax import report
 from cmunet_jax.report import blocks, study_page
 from cmunet_jax.report.study import Finding, Overlay, Problem, Study
 from tests.report.test_html import NASTY, Page
-from tfds_angio.errors import UserError
 
 SECTIONS = (
     "summary labels differences metrics images failures calibre calibration changes rates paper "
@@ -173,16 +172,26 @@ def test_everything_from_files_is_escaped(whole: Study, written):
     assert page.text.count(NASTY) > 12
 
 
-def test_a_damaged_picture_is_named(whole: Study, tmp_path: Path):
+def test_a_damaged_picture_is_named_and_the_page_goes_on(whole: Study, written, tmp_path: Path):
     picture = tmp_path / "overlay_worst.png"
     picture.write_bytes(b"\x89PNG\r\n")
     failure = dataclasses.replace(
         whole.failures[0],
         overlays=(Overlay("cmunet", 18, 0, 0, "worst", whole.failures[0].id, 0.1, picture),),
     )
-    with pytest.raises(UserError, match="overlay_worst.png is no complete picture"):
-        report.write_study(tmp_path / "study.html", emptied(whole, failures=(failure,)))
-    assert not (tmp_path / "study.html").exists()
+    page = written(emptied(whole, failures=(failure,)))
+    assert "overlay_worst.png is no complete picture and is not shown" in page.text
+    assert failure.id in page.text and not page.all("img")
+
+
+def test_failures_of_every_sweep_and_label_count_are_shown(whole: Study, page: Page):
+    groups = {(f.sweep, f.labels) for f in whole.failures}
+    assert len(groups) == 5
+    for sweep, labels in groups:
+        worst = [f for f in whole.failures if (f.sweep, f.labels) == (sweep, labels)][:3]
+        for found in worst:
+            assert any(found.mean.key in attrs.get("title", "") for attrs in page.all("span"))
+    assert sum("failure" in attrs.get("class", "") for attrs in page.all("article")) == 15
 
 
 def test_the_same_study_gives_the_same_page(whole: Study, tmp_path: Path):

@@ -29,6 +29,11 @@ def method_name(method: str) -> str:
     return METHODS.get(method, method)
 
 
+def fewest_first(labels: int) -> float:
+    """Sorts label counts in rising order, all (0) last."""
+    return labels or math.inf
+
+
 @dataclass(frozen=True)
 class Number:
     """A number with its 95 % interval and where it comes from.

@@ -20,6 +20,7 @@ from cmunet_jax.report.study.measures import (
     MetricInfo,
     Number,
     Variant,
+    fewest_first,
 )
 
 
@@ -78,6 +79,7 @@ class Sweep:
       failed: those that failed.
       seconds: spent by all trials that finished.
       energy_joules: the same; NaN where unknown.
+      everything: labelled images that a label count of 0 (= all) stands for; 0 where unknown.
     """
 
     label: str
@@ -95,6 +97,7 @@ class Sweep:
     failed: int
     seconds: float
     energy_joules: float
+    everything: int = 0
 
 
 @dataclass(frozen=True)
@@ -323,14 +326,19 @@ class Study:
         return None
 
     def labels(self, sweep: str) -> tuple[int, ...]:
-        """Label counts of a sweep, ascending."""
-        return tuple(sorted({cell.labels for cell in self.cells if cell.sweep == sweep}))
+        """Label counts of a sweep, ascending; 0, which stands for all, last."""
+        found = {cell.labels for cell in self.cells if cell.sweep == sweep}
+        return tuple(sorted(found, key=fewest_first))
+
+    def everything(self, sweep: str) -> int:
+        """Labelled images that 0 stands for in a sweep; 0 where unknown."""
+        return next((entry.everything for entry in self.sweeps if entry.label == sweep), 0)
 
     def curve(self, sweep: str, method: str, metric: str = PRIMARY) -> list[tuple[int, Number]]:
-        """(label count, number) of a method, by ascending label count."""
+        """(label count, number) of a method, by ascending label count; 0, all, last."""
         found = [
             (cell.labels, cell.metrics[metric])
             for cell in self.cells
             if (cell.sweep, cell.method) == (sweep, method) and metric in cell.metrics
         ]
-        return sorted(found, key=lambda point: point[0])
+        return sorted(found, key=lambda point: fewest_first(point[0]))

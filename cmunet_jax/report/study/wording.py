@@ -15,6 +15,7 @@ from cmunet_jax.report.study.measures import (
     Number,
     PairedTest,
     Variant,
+    fewest_first,
     method_name,
 )
 from cmunet_jax.report.study.model import Cost, Finding, Sweep
@@ -102,7 +103,7 @@ def _does_it_help(
 ) -> Finding:
     equal = sweep.protocol == FAIR
     what = "at equal fine-tuning budget" if equal else f"under the protocol '{sweep.protocol}'"
-    counts = sorted({d.labels for d in differences}, key=lambda n: n or math.inf)
+    counts = sorted({d.labels for d in differences}, key=fewest_first)
     ends = list(dict.fromkeys([counts[0], counts[-1]]))
     rows = {n: [d for d in differences if d.labels == n] for n in ends}
     sentences = [text for n in ends for text in _one_row(n, rows[n], cells)]
