@@ -187,7 +187,9 @@ def drops(label: str, panels: Panels, ledger: Ledger, *, resamples: int) -> list
         if method != REFERENCE and len(both) == 4:
             saved = _drop(f"{key}/saved", both, ledger, resamples) or saved
         if drop is not None:
-            found.append(Drop(label, method, most, least, drop, saved))
+            counted = both if math.isfinite(saved.value) else own
+            n_runs = len(shared_runs(*counted))
+            found.append(Drop(label, method, most, least, drop, saved, n_runs))
     return found
 
 

@@ -12,10 +12,12 @@ from cmunet_jax import config as config_lib
 from cmunet_jax.report.comparison import ALPHA
 from cmunet_jax.report.findings import FEW_CLUSTERS, POOR, count, plain
 from cmunet_jax.report.results import lookup
-from cmunet_jax.report.study.measures import REFERENCE, Cell, method_name
+from cmunet_jax.report.study import partitions
+from cmunet_jax.report.study.measures import REFERENCE, Cell, fewest_first, method_name
 from cmunet_jax.report.study.model import Cost, Problem, Reproduction, Sweep
 from cmunet_jax.report.study.panels import Images
 from cmunet_jax.report.study.trials import SweepFiles, Trial
+from cmunet_jax.report.study.wording import labels_text
 
 _FEW_RUNS = 5  # fewer draws or seeds than this say little about how much they vary
 _HARDWARE = ("devices", "platform", "cpus")
@@ -56,6 +58,7 @@ def _kinds(problems: Sequence[Problem]) -> list[str]:
 
 
 def _of_sweep(sweep: Sweep, cells: Sequence[Cell], images: Images | None) -> Iterator[str]:
+    yield from partitions.caveats(sweep)
     if sweep.scale:
         yield f"Scale: {sweep.scale.rstrip('.')}."
     if str(sweep.data.get("name", "")).startswith("angio_synthetic"):
@@ -64,6 +67,7 @@ def _of_sweep(sweep: Sweep, cells: Sequence[Cell], images: Images | None) -> Ite
         yield f"Measured on the split '{sweep.split}', not on a test split."
     if not cells:
         return
+    yield from _without_reference(cells)
     runs = sorted({len(cell.runs) for cell in cells})
     if runs[0] < _FEW_RUNS:
         text = count(runs[0], "run") if len(runs) == 1 else f"{runs[0]} to {runs[-1]} runs"
@@ -98,6 +102,19 @@ def _of_sweep(sweep: Sweep, cells: Sequence[Cell], images: Images | None) -> Ite
         yield (
             f"Mean Dice below {plain(POOR, 1)} ({'; '.join(poor)} labels): differences between "
             "poor results need not hold between good ones."
+        )
+
+
+def _without_reference(cells: Sequence[Cell]) -> Iterator[str]:
+    """Where there is nothing to say whether pre-training helps."""
+    counts = {cell.labels for cell in cells if cell.method != REFERENCE}
+    lacking = counts - {cell.labels for cell in cells if cell.method == REFERENCE}
+    if lacking:
+        named = "; ".join(map(labels_text, sorted(lacking, key=fewest_first)))
+        where = "" if lacking == counts else f" with {named}"
+        yield (
+            f"Training from scratch was not measured{where}, so nothing is said about whether "
+            "pre-training helps there."
         )
 
 

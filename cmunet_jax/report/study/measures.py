@@ -287,6 +287,7 @@ class Drop:
       least: smaller label count.
       drop: fraction; ratio bootstrap, patients and runs resampled in both alike.
       saved: drop of scratch − this drop, positive where the method loses less; NaN for scratch.
+      n_runs: that have both label counts; of `saved`, the fewer where scratch has fewer.
     """
 
     sweep: str
@@ -295,6 +296,7 @@ class Drop:
     least: int
     drop: Number
     saved: Number
+    n_runs: int
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """How much of the measured images training had seen.
+
+    Attributes:
+      images: of them, seen in training or pre-training.
+      patients: that have images on both sides.
+      note: why that was allowed, or ''.
+    """
+
+    images: int
+    patients: int
+    note: str
+
+
+@dataclass(frozen=True)
 class Sweep:
     """One sweep directory.
 
@@ -80,6 +95,9 @@ class Sweep:
       seconds: spent by all trials that finished.
       energy_joules: the same; NaN where unknown.
       everything: labelled images that a label count of 0 (= all) stands for; 0 where unknown.
+      selected_on: 'split/metric' that chose the checkpoints, '' for none; () where unrecorded.
+      seen: what training had seen of the measured images; None where unrecorded.
+      rule: by which the splits were made, or ''.
     """
 
     label: str
@@ -98,6 +116,9 @@ class Sweep:
     seconds: float
     energy_joules: float
     everything: int = 0
+    selected_on: tuple[str, ...] = ()
+    seen: Overlap | None = None
+    rule: str = ""
 
 
 @dataclass(frozen=True)

@@ -152,8 +152,8 @@ def _trial(
         ledger.problem("failed", where, f"Trial '{name}' failed and is left out: {reason}")
         return "failed"
     files = [ledger.source(label, directory, path)]
-    parts = ("config", "chosen", "evaluation")
-    record = _json(folder / TRIAL, label, directory, ledger, parts) or {}
+    objects = ("config", "chosen", "evaluation")
+    record = _json(folder / TRIAL, label, directory, ledger, objects) or {}
     if record:
         files.append(ledger.source(label, directory, folder / TRIAL))
     chosen = record.get("chosen") or {}

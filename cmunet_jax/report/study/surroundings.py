@@ -12,6 +12,7 @@ import numpy as np
 
 from cmunet_jax.report import images
 from cmunet_jax.report.results import lookup
+from cmunet_jax.report.study import partitions
 from cmunet_jax.report.study.ledger import Ledger
 from cmunet_jax.report.study.measures import Cell, Failure, Overlay, fewest_first
 from cmunet_jax.report.study.model import Cost, Search, SplitRead, Sweep
@@ -25,7 +26,11 @@ def describe(sweep: SweepFiles) -> Sweep:
     """What a sweep says of itself, and what became of its trials."""
     record = sweep.record
     spent = [trial.number("seconds") for trial in sweep.trials]
-    first = next((trial.evaluation for trial in sweep.trials if trial.evaluation), None)
+    measured = [trial for trial in sweep.trials if trial.evaluation]
+    # A variant may select or divide otherwise: that is then what it is there to show.
+    plain = [trial for trial in measured if not trial.variant] or measured
+    found = [trial.evaluation for trial in plain if trial.evaluation]
+    first = found[0] if found else None
     return Sweep(
         label=sweep.label,
         directory=sweep.directory,
@@ -43,6 +48,9 @@ def describe(sweep: SweepFiles) -> Sweep:
         seconds=float(np.nansum(spent)) if spent else 0.0,
         energy_joules=_energy(sweep.trials),
         everything=_everything(record["data"]),
+        selected_on=partitions.selected_on(found),
+        seen=partitions.overlap(found),
+        rule=partitions.rule(found),
     )
 
 
