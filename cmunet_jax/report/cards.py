@@ -97,7 +97,8 @@ def model_card(study: Study) -> list[tuple[str, str]]:
         ),
         (
             "To repeat it",
-            "\n".join(f"    {command}" for command in study.reproduction.commands),
+            f"Source: {study.reproduction.versions.get('source', 'not recorded')}.\n\n"
+            + "\n".join(f"    {command}" for command in study.reproduction.commands),
         ),
     ]
 

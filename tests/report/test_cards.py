@@ -85,3 +85,4 @@ def test_the_card_states_use_limits_results_and_what_was_left_out(study, tmp_pat
     assert f"fair, CM-UNet, 18 labels: mean Dice {number.value:.3f}" in text
     assert all(caveat in text for caveat in study.caveats)
     assert "energy not measured" in text and "configs/report.py" in text
+    assert "Source: not recorded." in text

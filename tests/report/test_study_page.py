@@ -77,8 +77,25 @@ def test_every_comparison_stands_with_its_test(whole: Study, page: Page):
         if row.metric != "dice" or not math.isfinite(number.value):
             continue
         said = f"{abs(number.value):.3f}"
-        p = "< 0.001" if row.test.p_images_holm < 0.001 else f"{row.test.p_images_holm:.3f}"
-        assert re.search(rf"{re.escape(said)} [+−\d].{{0,30}}{re.escape(p)}", page.text), row
+        p, patients = (
+            "< 0.001" if value < 0.001 else f"{value:.3f}"
+            for value in (row.test.p_images_holm, row.test.p_patients_holm)
+        )
+        assert re.search(
+            rf"{re.escape(said)} [+−\d].{{0,30}}{re.escape(p)} {re.escape(patients)}", page.text
+        ), row
+
+
+def test_both_tests_stand_wherever_a_verdict_does(page: Page):
+    heads = [attrs["title"] for attrs in page.all("abbr") if "Wilcoxon" in attrs.get("title", "")]
+    images = sum("over images" in text for text in heads)
+    assert (
+        images == sum("over patients" in text for text in heads) == 7
+    )  # 2 for each sweep, changes
+    # A row of changes: two p beside one another, after the difference and its interval.
+    assert re.search(
+        r"epochs .{0,200}▼? ?worse −0\.150 −[\d.]+ to −[\d.]+ < 0\.001 [<\d]", page.text
+    )
 
 
 def test_every_number_shown_leads_to_its_files(whole: Study, page: Page):
@@ -127,6 +144,7 @@ def test_markup_is_sound(page: Page):
 def test_the_paper_is_marked_as_another_data_set(whole: Study, page: Page):
     assert whole.papers[0].warning in page.text
     assert "37.6" in page.text and "62.7" in page.text  # its 1 % row (method.md §6)
+    assert "ours, 18 labels" in page.text and "ours, 500 labels" in page.text
 
 
 def test_a_study_without_results_says_so(whole: Study, written):

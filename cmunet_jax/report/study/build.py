@@ -146,7 +146,7 @@ class _Computed:
             costs=tuple(self.costs),
             failures=tuple(self.failures),
             papers=tuple(
-                published.beside(s.label, str(s.data.get("name")), self.cells, self.drops)
+                published.beside(s, self.cells, self.drops)
                 for s in sweeps
                 if any(cell.sweep == s.label for cell in self.cells)
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from cmunet_jax.report.study import partitions
 from cmunet_jax.report.study.measures import REFERENCE, Cell, fewest_first, method_name
 from cmunet_jax.report.study.model import Cost, Problem, Reproduction, Sweep
 from cmunet_jax.report.study.panels import Images
-from cmunet_jax.report.study.trials import SweepFiles, Trial
+from cmunet_jax.report.study.trials import SWEEP, SweepFiles, Trial
 from cmunet_jax.report.study.wording import labels_text
 
 _FEW_RUNS = 5  # fewer draws or seeds than this say little about how much they vary
@@ -155,12 +156,39 @@ def _commands(files: Sequence[SweepFiles]) -> Iterator[str]:
     for name in dict.fromkeys(str(sweep.record["data"].get("name") or "") for sweep in files):
         if name:
             yield f"python -m tfds_angio.build {name}"
+    folders = []
     for sweep in files:
-        written = sweep.record.get("command")
-        given = f"python -m cmunet_jax.main --config configs/sweep.py --workdir {sweep.label}"
-        yield str(written) if written else given
-    joined = ",".join(sweep.label for sweep in files)
+        folder, written = str(sweep.directory), sweep.record.get("command")
+        if written and isinstance(written, str):
+            yield written
+            made = _workdir(written)
+            if "://" in made:
+                yield f"# copy {made} to {shlex.quote(folder)}"
+            else:
+                folder = made
+        else:
+            yield (
+                f"# {sweep.label}: no command was recorded; run a sweep with the settings under "
+                f"'config' in {shlex.quote(str(sweep.directory / SWEEP))} and --workdir "
+                f"{shlex.quote(folder)}"
+            )
+        folders.append(folder)
+    joined = shlex.quote(",".join(dict.fromkeys(folders)))
     yield f"python -m cmunet_jax.main --config configs/report.py --config.sweep={joined}"
+
+
+def _workdir(command: str) -> str:
+    """Where a recorded command of the sweep stage writes to."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation that is never closed
+        words = command.split()
+    found = "runs/sweep"  # the default of the stage
+    for word, following in zip(words, [*words[1:], ""]):
+        name, _, value = word.partition("=")
+        if name in ("--workdir", "-workdir"):
+            found = value or following
+    return found
 
 
 def _digests(files: Sequence[SweepFiles]) -> Iterator[tuple[str, str]]:

@@ -187,7 +187,7 @@ class PaperRow:
 
     Attributes:
       text: e.g. '1 % (18)'.
-      labels: our label count it stands beside, or 0 where we have none.
+      labels: our label count it stands beside, all (0) as its true number; 0 where we have none.
       paper: method -> the paper's value.
       ours: method -> ours, where measured.
     """
@@ -209,6 +209,7 @@ class PaperTable:
       source: citation of the paper.
       note: what its numbers are.
       warning: why the two halves must not be compared as if they were one experiment.
+      unmatched: a sentence where no label count of ours is near one of the paper's, else ''.
     """
 
     sweep: str
@@ -217,6 +218,7 @@ class PaperTable:
     source: str
     note: str
     warning: str
+    unmatched: str
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import scipy.stats
 
 from cmunet_jax.evaluation import repeated
 from cmunet_jax.report import study_tables
-from cmunet_jax.report.study import METHODS, Number, Study, read_study
+from cmunet_jax.report.study import METHODS, Number, Study, published, read_study
 from tests.report import fake_sweep
 from tests.report.fake_sweep import DRAWS, dice_of
 
@@ -272,6 +272,18 @@ def test_all_labels_come_last_everywhere(with_all):
     assert counts == ["18 labels", "100 labels", "all labels"]
     drop = next(d for d in with_all.drops if d.method == "scratch")
     assert (drop.most, drop.least) == (0, 18)
+    (paper,) = with_all.papers
+    assert [row.labels for row in paper.rows] == [500, 0, 0, 100, 18]
+    assert paper.rows[0].ours["cmunet"] == with_all.cell("fair", "cmunet", 0).primary
+    assert paper.drop.ours["cmunet"].key == "fair/cmunet/0-18/drop" and not paper.unmatched
+
+
+def test_a_study_at_other_label_counts_says_so(with_all):
+    cells = [c for c in with_all.cells if c.labels == 18]
+    cells = [dataclasses.replace(c, labels=40) for c in cells]
+    table = published.beside(with_all.sweeps[0], cells, ())
+    assert "None of our label counts (40)" in table.unmatched
+    assert not any(row.ours for row in table.rows)
 
 
 # ---------------------------------------------------------------------------------- provenance

@@ -278,6 +278,43 @@ def test_sweeps_of_one_name_are_told_apart(small, copied):
     assert len(set(labels)) == 2 and all(label.endswith("fair") for label in labels)
 
 
+# ------------------------------------------------------------------------------ how to repeat it
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        ("python -m cmunet_jax.main --config configs/sweep.py --workdir runs/a", "runs/a"),
+        ("python -m cmunet_jax.main --config configs/sweep.py --workdir=runs/a", "runs/a"),
+        ("python -m cmunet_jax.main --config configs/sweep.py", "runs/sweep"),
+        ("python -m cmunet_jax.main --workdir 'runs/two words'", "'runs/two words'"),
+    ],
+)
+def test_the_report_reads_what_the_sweep_command_writes(copied, command, folder):
+    def record(content: dict[str, Any]) -> None:
+        content["command"], content["versions"]["source"] = command, "git 0123"
+
+    edit(copied / "sweep.json", record)
+    found = read(copied).reproduction
+    assert found.commands[-2] == command
+    assert found.commands[-1].endswith(f"--config configs/report.py --config.sweep={folder}")
+    assert found.versions["source"] == "git 0123"
+
+
+def test_without_a_command_the_stored_config_is_named(copied):
+    *_, sweep, report = read(copied).reproduction.commands
+    assert sweep.startswith("# fair: no command was recorded") and f"{copied}/sweep.json" in sweep
+    assert report.endswith(f"--config.sweep={copied}")
+
+
+def test_a_sweep_in_a_bucket_is_copied_first(copied):
+    command = "python -m cmunet_jax.main --workdir gs://bucket/a"
+    edit(copied / "sweep.json", lambda content: content.update(command=command))
+    *_, copy, report = read(copied).reproduction.commands
+    assert copy == f"# copy gs://bucket/a to {copied}"
+    assert report.endswith(f"--config.sweep={copied}")
+
+
 # ---------------------------------------------------------------------------------- invariance
 
 
