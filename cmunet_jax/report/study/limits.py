@@ -38,6 +38,9 @@ def caveats(
         lines.append(f"Something is missing or was left out: {kinds}. See the list of problems.")
     said: dict[str, list[str]] = {}
     for sweep in sweeps:
+        for line in partitions.caveats(sweep):
+            said.setdefault(line, []).append(sweep.title)
+    for sweep in sweeps:
         own = [cell for cell in cells if cell.sweep == sweep.label]
         for line in _of_sweep(sweep, own, images.get(sweep.label)):
             said.setdefault(line, []).append(sweep.title)
@@ -59,7 +62,6 @@ def _kinds(problems: Sequence[Problem]) -> list[str]:
 
 
 def _of_sweep(sweep: Sweep, cells: Sequence[Cell], images: Images | None) -> Iterator[str]:
-    yield from partitions.caveats(sweep)
     if sweep.scale:
         yield f"Scale: {sweep.scale.rstrip('.')}."
     if str(sweep.data.get("name", "")).startswith("angio_synthetic"):

@@ -67,7 +67,8 @@ def overlap_text(sweep: Sweep) -> str:
 
 
 def _counts(seen: Overlap) -> str:
-    return f"{count(seen.images, 'image')} and {count(seen.patients, 'patient')}"
+    numbers = ((seen.images, "image"), (seen.patients, "patient"))
+    return " and ".join(count(number, word) for number, word in numbers if number)
 
 
 def level_text(sweep: Sweep) -> str:
