@@ -113,11 +113,11 @@ def _without_reference(cells: Sequence[Cell]) -> Iterator[str]:
     counts = {cell.labels for cell in cells if cell.method != REFERENCE}
     lacking = counts - {cell.labels for cell in cells if cell.method == REFERENCE}
     if lacking:
-        named = "; ".join(map(labels_text, sorted(lacking, key=fewest_first)))
+        named = " and ".join(map(labels_text, sorted(lacking, key=fewest_first)))
         where = "" if lacking == counts else f" with {named}"
         yield (
-            f"Training from scratch was not measured{where}, so nothing is said about whether "
-            "pre-training helps there."
+            f"Training from scratch has no result{where}, so nothing is said about whether "
+            f"pre-training helps{' there' if where else ''}."
         )
 
 

@@ -78,7 +78,7 @@ def test_without_scratch_nothing_is_said_about_pretraining(tmp_path):
         tmp_path, methods=("cmunet",), labels=(18, 500), draws=(0, 1), search=False, failed=""
     )
     study = read_study([sweep], resamples=50)
-    assert any("Training from scratch was not measured, so" in c for c in study.caveats)
+    assert any("Training from scratch has no result, so" in c for c in study.caveats)
     assert study.findings[0].short.startswith("CM-UNet: ")
 
 
