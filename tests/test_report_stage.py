@@ -61,6 +61,22 @@ def test_a_sweep_that_cannot_be_read_is_named(text, words, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def test_a_sweep_that_does_not_exist_is_named_and_the_rest_reported(sweep, tmp_path, capsys):
+    status = report_stage.run(config_for(f"{tmp_path / 'absent'},{sweep}"), tmp_path / "report")
+    assert status == 1 and (tmp_path / "report" / "report.html").is_file()
+    assert "absent does not exist" in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_made_leaves_nothing_half_new(sweep, tmp_path, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise UserError("no page")
+
+    monkeypatch.setattr(report_stage.study_page, "render", fail)
+    with pytest.raises(UserError, match="no page"):
+        report_stage.run(config_for(str(sweep)), tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
 def test_no_resamples_make_no_interval(sweep, tmp_path):
     config = config_for(str(sweep))
     config.resamples = 0

@@ -18,6 +18,7 @@ from cmunet_jax.report.study import (
     Number,
     PairedTest,
     Study,
+    fewest_first,
 )
 
 _HINTED = 3  # files named in a tooltip; all of them are in the list below each part
@@ -138,11 +139,6 @@ def p_text(p: float) -> str:
     if not math.isfinite(p):
         return "–"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def fewest_first(labels: int) -> float:
-    """Sorts label counts in rising order, all (0) last."""
-    return labels or math.inf
 
 
 def duration(seconds: float) -> str:
@@ -274,20 +270,20 @@ def calibration_rows(
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """A method against scratch in one metric."""
+    """A method against scratch in one metric; `p` is over images, and over patients, as text."""
 
     column: Column
     look: Look
     labels: int
     value: Value
-    p: str
-    p_sort: float
+    p: tuple[str, str]
+    test: PairedTest
 
 
 def difference_rows(
     study: Study, found: Sequence[Difference], looks: Mapping[str, Look]
 ) -> list[DifferenceRow]:
-    """Every comparison to scratch, with the Holm-corrected p over images."""
+    """Every comparison to scratch, with the Holm-corrected p over images and over patients."""
     places = {name: at for at, (name, _) in enumerate(ordered(study))}
     return [
         DifferenceRow(
@@ -295,8 +291,8 @@ def difference_rows(
             looks[row.method],
             row.labels,
             shown_difference(study, row.test, places=digits(study.metrics[row.metric].unit)),
-            p_text(row.test.p_images_holm),
-            row.test.p_images_holm,
+            (p_text(row.test.p_images_holm), p_text(row.test.p_patients_holm)),
+            row.test,
         )
         for row in sorted(found, key=lambda row: (places[row.metric], fewest_first(row.labels)))
     ]

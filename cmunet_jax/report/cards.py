@@ -8,7 +8,7 @@ is marked for them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from cmunet_jax import __version__
 from cmunet_jax.report import frame
 from cmunet_jax.report.findings import plain
 from cmunet_jax.report.results import lookup
-from cmunet_jax.report.study import Study, Sweep, method_name
+from cmunet_jax.report.study import Study, Sweep, method_name, partitions
 from cmunet_jax.report.study.wording import labels_text
 
 AUTHOR = "author to complete"
@@ -97,7 +97,8 @@ def model_card(study: Study) -> list[tuple[str, str]]:
         ),
         (
             "To repeat it",
-            "\n".join(f"    {command}" for command in study.reproduction.commands),
+            f"Source: {study.reproduction.versions.get('source', 'not recorded')}.\n\n"
+            + "\n".join(f"    {command}" for command in study.reproduction.commands),
         ),
     ]
 
@@ -126,10 +127,11 @@ def _data(study: Study, sweep: Sweep) -> str:
     patients = cells[0].n_patients if cells else 0
     images = f"{cells[0].n_images} images" if cells else "no images"
     of = f" of {patients} patients" if patients else " (patients unknown)"
+    chosen = partitions.selection_text(sweep)
     return (
         f"{sweep.title}: {images}{of}, split {sweep.split or 'unknown'} of "
-        f"{sweep.data.get('name')}, fingerprint {sweep.data['fingerprint'][:12]}; per image, "
-        "labels not used in training."
+        f"{sweep.data.get('name')}, fingerprint {sweep.data['fingerprint'][:12]}; "
+        f"{'; '.join(filter(None, (partitions.overlap_text(sweep), chosen)))}."
     )
 
 
@@ -214,7 +216,7 @@ def answered(study: Study) -> list[tuple[str, str, str]]:
 def _answers(study: Study) -> dict[int, str]:
     """What the result files say."""
     configs = [sweep.config for sweep in study.sweeps]
-    metrics = ", ".join(info.heading for info in study.metrics.values())
+    metrics = "; ".join(info.heading for info in study.metrics.values())
     versions = ", ".join(f"{n} {v}" for n, v in study.reproduction.versions.items())
     notes = study.notes
     found: dict[int, str] = {
@@ -226,12 +228,15 @@ def _answers(study: Study) -> dict[int, str]:
         12: "Trials and images that are missing were left out and listed: "
             f"{len(study.problems)} problems.",
         19: _joined(_partition(sweep) for sweep in study.sweeps),
+        20: _joined(f"{s.title}: {level}" for s in study.sweeps
+                    if (level := partitions.level_text(s))),
         22: _joined(filter(None, ("U-Net", _setting(configs, "finetune", "model")))),
         23: versions,
         24: "Random, or from the pre-training named in each table; the last 1×1 convolution anew.",
-        25: _joined(filter(None, (_setting(configs, "finetune", key)
-                                  for key in ("optim", "train_for", "batch_size", "objective")))),
-        26: f"{notes['search']} {_selection(configs)}",
+        25: _joined(_trained(study)),
+        26: f"{notes['search']} {_selection(configs)} "
+            + _joined(f"{s.title}: {chosen}" for s in study.sweeps
+                      if (chosen := partitions.selection_text(s))),
         27: "None.",
         28: metrics,
         29: " ".join(notes[topic] for topic in ("interval", "difference", "tests", "family")),
@@ -257,6 +262,40 @@ def _setting(configs: Sequence[Mapping[str, Any]], *keys: str) -> str:
     values = (lookup(config, *keys) for config in configs)
     texts = [_text(value) for value in values if value not in (None, {}, "")]
     return f"{keys[-1]}: {_joined(texts)}" if texts else ""
+
+
+def _trained(study: Study) -> Iterator[str]:
+    """Fine-tuning with the learning rates that it took, then each pre-training."""
+    configs = [sweep.config for sweep in study.sweeps]
+    yield from filter(None, _recipe(lookup(config, "finetune") for config in configs))
+    for sweep in study.sweeps:
+        rates: dict[str, set[float]] = {}
+        for cell in study.cells:
+            if cell.sweep == sweep.label:
+                used = {r.learning_rate for r in cell.runs if math.isfinite(r.learning_rate)}
+                rates.setdefault(cell.method, set()).update(used)
+        each = [f"{method_name(m)} {', '.join(f'{r:g}' for r in sorted(found))}"
+                for m, found in rates.items() if found]  # fmt: skip
+        if each:
+            yield f"learning rates taken ({sweep.title}): {'; '.join(each)}"
+    for method in study.methods:
+        stages = [(lookup(c, "pretrain", method), c.get("pretrain_for")) for c in configs]
+        found = [{**s, **({"train_for": steps} if steps else {})}
+                 for s, steps in stages if isinstance(s, Mapping)]  # fmt: skip
+        if said := _joined(filter(None, _recipe(found, rate=True))):
+            yield f"pre-training of {method_name(method)}: {said}"
+
+
+def _recipe(stages: Iterable[Any], *, rate: bool = False) -> list[str]:
+    """Length, batch, objective, optimiser and augmentation; its learning rate where it is final."""
+    kept = [dict(stage) for stage in stages if isinstance(stage, Mapping)]
+    for stage in kept:
+        optim = stage.get("optim")
+        if isinstance(optim, Mapping) and not rate:
+            stage["optim"] = {k: v for k, v in optim.items() if k != "learning_rate"}
+        stage["augmentation"] = stage.get("views")
+    keys = ("train_for", "batch_size", "objective", "optim", "augmentation")
+    return [_setting(kept, key) for key in keys]
 
 
 def _text(value: Any) -> str:

@@ -28,6 +28,7 @@ from cmunet_jax.report.study import (
 # As in figures.py: narrow enough that the type stays legible where the panel fills a phone.
 _CURVES, _PANEL, _SMALL = (4.6, 3.9), (4.4, 3.1), (3.7, 2.8)  # inches
 _LINE = 12.5  # points between the lines of text
+_NEAR = 1.5  # label counts whose ratio is smaller have no room for their words side by side
 # Methods known today keep their colour whichever of them a study holds.
 _COLOURS = {"cmunet": 0, "spark": 1, "mae": 2, "moco": 3, "genesis": 4, REFERENCE: 5}
 
@@ -80,6 +81,7 @@ def efficiency(
     ylabel: str,
     small: bool = False,
     limits: tuple[float, float] | None = None,
+    everything: int = 0,
 ) -> Drawing:
     """Draws a metric over the number of labelled images (log axis) with 95 % bands.
 
@@ -90,12 +92,14 @@ def efficiency(
       ylabel: of the vertical axis.
       small: whether three share a line of the page; such a panel has no names in it.
       limits: of the vertical axis, where several panels are to be compared.
+      everything: labelled images that 0 stands for; 0 where unknown.
     """
     opacity = 0.18 if len(lines) < 3 else 0.07
     with svg.style():
         figure = Figure(figsize=_SMALL if small else _CURVES, layout="constrained")
         axes = figure.subplots()
-        place = _label_axis(axes, [labels for line in lines for labels, _ in line.points])
+        counts = [labels for line in lines for labels, _ in line.points]
+        place = _label_axis(axes, counts, everything)
         ends: list[tuple[float, float, Look]] = []
         # The reference last: its line lies on top of the others.
         for line in sorted(lines, key=lambda line: line.look.name == method_name(REFERENCE)):
@@ -131,17 +135,25 @@ def limits(numbers: Iterable[Number]) -> tuple[float, float]:
     return min(ends, default=0.0) - room, max(ends, default=1.0) + room
 
 
-def _label_axis(axes: Axes, counts: Sequence[int]) -> dict[int, float]:
-    """A log axis with ticks at the counts and nowhere else; returns where each count is."""
+def _label_axis(axes: Axes, counts: Sequence[int], everything: int) -> dict[int, float]:
+    """A log axis with ticks at the counts and nowhere else; returns where each count is.
+
+    All (0) stands at its true number, or to the right of the others where that is unknown.
+    """
     known = sorted({n for n in counts if n > 0})
     place = {n: float(n) for n in known}
+    text = {n: str(n) for n in known}
     if 0 in counts:
-        place[0] = 2.5 * known[-1] if known else 1.0
+        place[0] = float(everything) or (2.5 * known[-1] if known else 1.0)
+        text[0] = f"all ({everything})" if everything else "all"
+        # Two words that would touch stand one below the other.
+        near = [n for n in known if 1 / _NEAR < place[0] / n < _NEAR]
+        text[0] = "\n" + text[0] if near else text[0]
     axes.set_xscale("log")
     where = sorted(place.items(), key=lambda item: item[1])
     axes.xaxis.set_major_locator(FixedLocator([at for _, at in where]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks([at for _, at in where], [str(n) if n else "all" for n, _ in where])
+    axes.set_xticks([at for _, at in where], [text[n] for n, _ in where])
     if where:
         axes.set_xlim(where[0][1] / 1.25, where[-1][1] * 1.25)
     return place

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cmunet_jax.report.blocks import fewest_first, p_text, shown, shown_difference
+from cmunet_jax.report.blocks import p_text, shown, shown_difference
 from cmunet_jax.report.charts import Look
 from cmunet_jax.report.findings import signed
 from cmunet_jax.report.sections import Value
-from cmunet_jax.report.study import Difference, PairedTest, Study, Variant
+from cmunet_jax.report.study import Difference, PairedTest, Study, Variant, fewest_first
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class ForestRow:
       varied: mean of the variant.
       value: the difference.
       p: Holm-corrected p over images, and over patients, as text.
-      p_sort: the first of them.
       test: the comparison.
       left: of the interval, in percent.
       right: of the interval, distance from the right edge in percent.
@@ -50,7 +49,6 @@ class ForestRow:
     varied: Value | None
     value: Value
     p: tuple[str, str]
-    p_sort: float
     test: PairedTest
     left: float
     right: float
@@ -98,7 +96,6 @@ def _forest_row(
         shown(study, variant.varied) if variant else None,
         shown_difference(study, row.test),
         (p_text(row.test.p_images_holm), p_text(row.test.p_patients_holm)),
-        row.test.p_images_holm,
         row.test,
         at(low),
         100 - at(high),

@@ -7,7 +7,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tfds_angio.errors import UserError
 
@@ -25,6 +25,15 @@ class Embedded:
     height: int
 
 
+def check(path: Path) -> None:
+    """Decodes a picture.
+
+    Raises:
+      UserError: if the file is no complete picture.
+    """
+    _decode(path)
+
+
 def embed(path: Path, *, width: int = WIDTH) -> Embedded:
     """Reads a picture, limits its width and encodes it as WebP.
 
@@ -35,13 +44,7 @@ def embed(path: Path, *, width: int = WIDTH) -> Embedded:
     Raises:
       UserError: if the file is no complete picture.
     """
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError):
-        raise UserError(
-            f"{path} is no complete picture: run the stage that wrote it again, or delete it."
-        ) from None
+    picture = _decode(path)
     if picture.width > width:
         height = max(1, round(picture.height * width / picture.width))
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
@@ -50,3 +53,13 @@ def embed(path: Path, *, width: int = WIDTH) -> Embedded:
     picture.save(buffer, "WEBP", quality=_QUALITY, method=4)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return Embedded(path, f"data:image/webp;base64,{data}", picture.width, picture.height)
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        raise UserError(
+            f"{path} is no complete picture: run the stage that wrote it again, or delete it."
+        ) from None

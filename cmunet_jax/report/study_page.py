@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from cmunet_jax.report import blocks, charts, frame, images, prose
 from cmunet_jax.report.charts import Look
 from cmunet_jax.report.findings import plain
 from cmunet_jax.report.sections import Plate
-from cmunet_jax.report.study import Failure, PaperTable, Study, method_name
+from cmunet_jax.report.study import Failure, Overlay, PaperTable, Study, method_name
 from cmunet_jax.report.study_parts import Part, make_part
+from tfds_angio.errors import UserError
 
 _PICTURE = 760  # pixels: failure cases are many and small
-MOST_FAILURES = 6
+_FAILURES, _PLATES = 3, 4  # images of each sweep and label count, pictures of each
 
 
 def write_study(
@@ -38,7 +40,7 @@ def write_study(
       The path.
 
     Raises:
-      UserError: if the page cannot be written, or naming a picture that cannot be read.
+      UserError: if the page cannot be written.
     """
     path = Path(path)
     return frame.write(path, render(path, study, title, model_card, claim))
@@ -51,7 +53,7 @@ def render(
     model_card: Sequence[tuple[str, str]] = (),
     claim: Sequence[tuple[str, str, str]] = (),
 ) -> str:
-    """Returns the page as text; arguments and errors as in `write_study`."""
+    """Returns the page as text, in which a picture that cannot be read is named; see above."""
     looks = charts.looks(_methods(study))
     parts = [make_part(study, sweep, at, looks) for at, sweep in enumerate(study.sweeps)]
     context = {
@@ -63,7 +65,7 @@ def render(
         "findings": [
             (finding, blocks.origins(study, finding.numbers)) for finding in study.findings
         ],
-        "failures": [_failure(study, found, looks) for found in study.failures[:MOST_FAILURES]],
+        "failures": _failures(study, looks),
         "papers": [_paper(study, table) for table in study.papers],
         "costs": [
             (cost, looks.get(cost.method), blocks.hint(study, cost.key)) for cost in study.costs
@@ -119,24 +121,70 @@ def _methods(study: Study) -> list[str]:
 # ------------------------------------------------------------------------- parts of the whole
 
 
-def _failure(study: Study, found: Failure, looks: Mapping[str, Look]) -> dict[str, Any]:
-    plates = [
-        Plate(
-            images.embed(overlay.path, width=_PICTURE),
-            method_name(overlay.method),
-            f"{method_name(overlay.method)}, draw {overlay.draw}, seed {overlay.seed}: "
-            f"Dice {plain(overlay.dice)}.",
-            f"Image {overlay.id} with the truth and what {method_name(overlay.method)} "
-            "predicts on it.",
+@dataclass(frozen=True)
+class FailureGroup:
+    """The failure cases of one sweep at one label count.
+
+    Attributes:
+      title: of the sweep.
+      labels: label count.
+      found: of the images, worst first.
+      cases: what the page shows of each.
+    """
+
+    title: str
+    labels: int
+    found: list[Failure]
+    cases: list[dict[str, Any]]
+
+
+def _failures(study: Study, looks: Mapping[str, Look]) -> list[FailureGroup]:
+    """The worst few images of every sweep and label count: each fails in its own way."""
+    groups: dict[tuple[str, int], list[Failure]] = {}
+    for failure in study.failures:
+        groups.setdefault((failure.sweep, failure.labels), []).append(failure)
+    titles = {sweep.label: sweep.title for sweep in study.sweeps}
+    return [
+        FailureGroup(
+            titles.get(sweep) or sweep,
+            labels,
+            found[:_FAILURES],
+            [_failure(study, failure, looks) for failure in found[:_FAILURES]],
         )
-        for overlay in found.overlays
+        for (sweep, labels), found in groups.items()
     ]
+
+
+def _failure(study: Study, found: Failure, looks: Mapping[str, Look]) -> dict[str, Any]:
+    plates, lost = [], []
+    for overlay in _one_each(found.overlays):
+        name = method_name(overlay.method)
+        try:
+            picture = images.embed(overlay.path, width=_PICTURE)
+        except UserError:  # it was whole when the study was read
+            lost.append(overlay.path)
+            continue
+        run = f"draw {overlay.draw}, seed {overlay.seed}"
+        caption = f"{name}, {run}: Dice {plain(overlay.dice)}."
+        alt = f"Image {overlay.id} with the truth and what {name} predicts on it."
+        plates.append(Plate(picture, name, caption, alt))
     return {
         "found": found,
         "mean": blocks.shown(study, found.mean),
         "plates": plates,
+        "lost": lost,
         "dice": [(looks[method], plain(value)) for method, value in found.dice.items()],
     }
+
+
+def _one_each(overlays: Sequence[Overlay]) -> list[Overlay]:
+    """The worst picture of each method, as many as a page can carry, in the order of methods."""
+    worst: dict[str, Overlay] = {}
+    for overlay in overlays:
+        if overlay.method not in worst or overlay.dice < worst[overlay.method].dice:
+            worst[overlay.method] = overlay
+    kept = sorted(worst.values(), key=lambda overlay: overlay.dice)[:_PLATES]
+    return [overlay for overlay in worst.values() if overlay in kept]
 
 
 def _paper(study: Study, table: PaperTable) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from cmunet_jax.report.study import (
     Number,
     Study,
     Sweep,
+    fewest_first,
     method_name,
 )
 
@@ -133,7 +134,7 @@ def _by_labels(
     groups: dict[int, list[tuple[Look, Cell]]] = {}
     for cell in cells:
         groups.setdefault(cell.labels, []).append((looks[cell.method], cell))
-    return sorted(groups.items(), key=lambda item: blocks.fewest_first(item[0]))
+    return sorted(groups.items(), key=lambda item: fewest_first(item[0]))
 
 
 def _curves(
@@ -154,6 +155,7 @@ def _curves(
                     title=f"{info.heading} ({arrow} is better)",
                     ylabel=f"{info.heading}{', ' + info.unit if info.unit else ''}",
                     small=name != PRIMARY,
+                    everything=study.everything(label),
                 )
             )
     return drawings
@@ -175,6 +177,7 @@ def _each_curve(
             ylabel="Dice",
             small=True,
             limits=limits,
+            everything=study.everything(label),
         )
         for method in methods
         if method != REFERENCE
@@ -235,7 +238,7 @@ def _reliability(found: Sequence[tuple[Look, Cell, Calibration]], number: int) -
         groups.setdefault(cell.labels, []).append((look, calibration))
     return [
         charts.reliability(group, key=f"reliability{number}-{labels}", title=_labels(labels))
-        for labels, group in sorted(groups.items(), key=lambda item: blocks.fewest_first(item[0]))
+        for labels, group in sorted(groups.items(), key=lambda item: fewest_first(item[0]))
     ]
 
 
@@ -243,7 +246,7 @@ def _search(study: Study, label: str, number: int) -> list[Drawing]:
     """One drawing for each label count; draws with a search of their own are averaged."""
     found = [s for s in study.searches if s.sweep == label and not s.variant]
     drawings = []
-    for labels in sorted({s.labels for s in found}, key=blocks.fewest_first):
+    for labels in sorted({s.labels for s in found}, key=fewest_first):
         groups: dict[str, list[Any]] = {}
         for entry in found:
             if entry.labels == labels:

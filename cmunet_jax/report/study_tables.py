@@ -124,10 +124,10 @@ def _differences(study: Study, sweep: Sweep) -> Table:
                     Entry(method_name(found.method)),
                     Entry(_labels(found.labels)),
                     Entry(test.difference, is_signed=True),
-                    Entry(test.p_images, 4),
-                    Entry(test.p_images_holm, 4),
-                    Entry(test.p_patients, 4),
-                    Entry(test.p_patients_holm, 4),
+                    Entry(test.p_images, is_p=True),
+                    Entry(test.p_images_holm, is_p=True),
+                    Entry(test.p_patients, is_p=True),
+                    Entry(test.p_patients_holm, is_p=True),
                     Entry(f"{test.wins} : {test.losses}"),
                     Entry(test.verdict),
                 )
@@ -238,8 +238,8 @@ def _variants(study: Study) -> Table:
             Entry(v.base),
             Entry(v.varied),
             Entry(v.test.difference, is_signed=True),
-            Entry(v.test.p_images_holm, 4),
-            Entry(v.test.p_patients_holm, 4),
+            Entry(v.test.p_images_holm, is_p=True),
+            Entry(v.test.p_patients_holm, is_p=True),
             Entry(v.test.verdict),
         )
         for v in study.variants
@@ -255,15 +255,15 @@ def _papers(study: Study) -> Iterator[Table]:
         methods = list(paper.drop.paper)
         rows = []
         for row in (*paper.rows, paper.drop):
-            place = 1 if row is paper.drop else 3
             ours = _labels(row.labels) if row.labels else ""
             theirs = [Entry(row.paper[m], 1, percent=True) for m in methods]
             own: list[Number | None] = [row.ours.get(m) for m in methods]
-            numbers = [Entry(n, place, percent=row is paper.drop) if n else _NONE for n in own]
+            numbers = [Entry(n, 1, percent=True) if n else _NONE for n in own]
             rows.append((Entry(row.text), *theirs, Entry(ours), *numbers))
         header = ("paper", *map(method_name, methods), "this study",
                   *(f"{method_name(m)}, ours" for m in methods))  # fmt: skip
         caption = f"{paper.source}, left: {paper.note} Right: ours. {paper.warning}"
+        caption = f"{caption} {paper.unmatched}".strip()
         yield Table(latex.slug(f"paper-{paper.sweep}"), caption, header, tuple(rows))
 
 

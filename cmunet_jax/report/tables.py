@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cmunet_jax.report import latex
+from cmunet_jax.report.blocks import p_text
 from cmunet_jax.report.findings import plain, signed
 from cmunet_jax.report.results import read_json
 from cmunet_jax.report.study import Number, Study
@@ -33,6 +34,7 @@ class Entry:
       is_signed: print a plus (differences).
       percent: multiply by 100 in LaTeX.
       is_best: print bold.
+      is_p: a p value: no printed digits may make it zero.
     """
 
     value: str | int | float | Number
@@ -40,6 +42,7 @@ class Entry:
     is_signed: bool = False
     percent: bool = False
     is_best: bool = False
+    is_p: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ def _latex_cell(entry: Entry) -> str:
 
 
 def _printed(value: float, entry: Entry) -> str:
+    if entry.is_p:
+        return p_text(value)
     scaled = 100 * value if entry.percent else value
     text = signed(scaled, entry.digits) if entry.is_signed else plain(scaled, entry.digits)
     return f"{text} %" if entry.percent and math.isfinite(value) else text

@@ -12,6 +12,7 @@ import jax
 import ml_collections
 
 from cmunet_jax import config as config_lib
+from cmunet_jax.stages import revision
 from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
 
@@ -20,7 +21,7 @@ _PACKAGES = ("cmunet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions and the hardware that a result depends on."""
+    """Returns the versions, the source and the hardware that a result depends on."""
     found = {name: metadata.version(name) for name in _PACKAGES}
     device = jax.devices()[0]
     return found | {
@@ -28,6 +29,7 @@ def versions() -> dict[str, str]:
         "platform": platform.platform(),
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "cpus": str(os.cpu_count()),
+        "source": revision.source(),
     }
 
 

@@ -4,8 +4,7 @@ import pathlib
 
 import ml_collections
 
-from cmunet_jax import report
-from cmunet_jax.report import cards, study_tables, tables
+from cmunet_jax.report import cards, frame, study_page, study_tables, tables
 from cmunet_jax.report.study import Study, read_study
 from cmunet_jax.stages import record
 from tfds_angio.errors import UserError
@@ -19,28 +18,27 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
       workdir: where to; default runs/report.
 
     Returns:
-      0; problems of the sweeps are part of the report.
+      0; problems of the sweeps are part of the report. 1 where one of several does not exist.
 
     Raises:
-      UserError: if a sweep does not exist, nothing of any can be reported, or the workdir cannot be
-        written.
+      UserError: if nothing of any sweep can be reported, or the workdir cannot be written.
     """
     workdir = pathlib.Path(workdir or record.default_workdir(config))
     folders = sweeps_of(config.sweep)
     if config.resamples < 1:
         raise UserError(f"config.resamples={config.resamples} must be at least 1.")
     study = read_study(folders, title=config.title, resamples=config.resamples)
+    page = workdir / "report.html"
+    # All is made before anything is written: what fails leaves an earlier report as it was.
+    text = study_page.render(
+        page, study, model_card=cards.model_card(study), claim=cards.answered(study)
+    )
     tables.write(study, study_tables.tables_of(study), workdir / "tables")
     cards.write(study, workdir)
-    page = report.write_study(
-        workdir / "report.html",
-        study,
-        model_card=cards.model_card(study),
-        claim=cards.answered(study),
-    )
+    frame.write(page, text)
     _print(study)
     print(page)
-    return 0
+    return 1 if any(not folder.is_dir() for folder in folders) else 0
 
 
 def sweeps_of(text: str) -> list[pathlib.Path]:

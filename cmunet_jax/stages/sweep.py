@@ -11,7 +11,7 @@ import ml_collections
 
 from cmunet_jax import config as config_lib
 from cmunet_jax.data import datasets
-from cmunet_jax.stages import record, train
+from cmunet_jax.stages import record, revision, train
 from cmunet_jax.sweep import estimates, plan, runners
 from cmunet_jax.sweep.claims import dump, now, parse
 from cmunet_jax.sweep.store import Store, open_store
@@ -90,7 +90,8 @@ def _write(
         "scale": config.scale,
         "config": config_lib.to_dict(config),
         "data": data,
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: metadata.version(name) for name in _PACKAGES}
+        | {"source": revision.source()},
         "created": before.get("created", now()),
         "command": "python -m cmunet_jax.main " + shlex.join(sys.argv[1:]),
     }

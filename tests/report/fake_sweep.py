@@ -106,6 +106,7 @@ def trial(
 
 def dice_of(method: str, labels: int, draw: int, *, shift: float = 0.0) -> np.ndarray:
     """Dice of each image: hard images are hard for all, draws and methods differ a little."""
+    labels = labels or 500  # 0 stands for all
     hard = np.random.default_rng(3).normal(0, 0.05, PATIENTS)[np.arange(IMAGES) % PATIENTS]
     hard += np.random.default_rng(4).normal(0, 0.06, IMAGES)
     least, most = GAIN[method]
@@ -155,6 +156,7 @@ def write_trial(
     config: Mapping[str, Any] | None = None,
     chosen: Mapping[str, Any] | None = None,
     split: str = "test",
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """A finished trial: trial.json, run/, evaluation/ and result.json."""
     folder = sweep / "trials" / entry["key"]
@@ -196,6 +198,7 @@ def write_trial(
         )  # fmt: skip
         summary = json.loads((folder / "evaluation" / "summary.json").read_text())
         summary["checkpoint"] |= {"digest": digest, "path": "run/checkpoints"}
+        summary |= {"selected_on": "", "splits": splits_facts("built")} | dict(facts or {})
         record.write_json(folder / "evaluation" / "summary.json", summary)
         if overlay:
             for rank in results.PICTURES:
@@ -212,6 +215,12 @@ def write_trial(
         with (sweep / "test_reads.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
     write_result(folder, entry, **changes)
+
+
+def splits_facts(rule: str, patients: int = 0, note: str = "") -> dict[str, Any]:
+    """The entry `splits` of summary.json."""
+    seen = {"images": 0, "patients": patients, "note": note}
+    return {"rule": rule, "sizes": {"test": IMAGES}, "seen_in_training": seen}
 
 
 def write_sweep(
@@ -298,6 +307,12 @@ def _write_search(sweep: Path, method: str, before: Sequence[str]) -> list[dict[
     return entries
 
 
+PAPER_FACTS = {
+    "selected_on": "test/dice",
+    "splits": splits_facts("paper", 5, "splits 'paper' divide by image"),
+}
+
+
 def build_paper(root: Path) -> Path:
     """Writes paper/: scratch and CM-UNet once; from scratch collapses at 18 labels."""
     sweep = root / "paper"
@@ -311,7 +326,8 @@ def build_paper(root: Path) -> Path:
         for count in (18, 500):
             entry = trial("paper", "finetune", method, count, 0, depends=before)
             shift = -0.22 if (method, count) == ("scratch", 18) else -0.03
-            write_trial(sweep, entry, dice=dice_of(method, count, 0, shift=shift))
+            dice = dice_of(method, count, 0, shift=shift)
+            write_trial(sweep, entry, dice=dice, facts=PAPER_FACTS)
             plan.append(entry)
     write_sweep(sweep, plan, protocol="paper", title="As released")
     return sweep

@@ -227,6 +227,59 @@ def test_print_is_dark_on_white_and_no_wider_than_the_sheet(opened: Visit):
     assert wide == []
 
 
+# What a forest table says must be on the screen, without a scroll to the side.
+OFF_SCREEN = """
+() => [...document.querySelectorAll("table.forests tr :is(th, td)")].filter((cell) => {
+  const box = cell.getBoundingClientRect(), room = cell.closest(".scroll").getBoundingClientRect();
+  return box.width > 0 && (box.right > room.right + 1 || box.left < room.left - 1);
+}).map((cell) => cell.textContent.trim())
+"""
+
+
+@on({"width": PHONE}, {"width": 320}, {"width": DESK})
+def test_no_difference_is_off_the_screen(opened: Visit):
+    assert opened.page.evaluate(OFF_SCREEN) == []
+    cells = opened.page.locator("table.forests tbody td.n")
+    if opened.page.viewport_size["width"] < 600 and cells.count():
+        names = cells.evaluate_all("(all) => all.map((cell) => cell.dataset.name ?? '')")
+        assert {"labels", "p, images", "p, patients"} <= set(names)
+
+
+@on()
+def test_printed_tables_repeat_their_heads_and_marks_stay_with_names(opened: Visit):
+    page = opened.page
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 990})
+    heads = page.locator("table thead").evaluate_all(
+        "(all) => all.map((n) => getComputedStyle(n).display)"
+    )
+    assert set(heads) == {"table-header-group"}
+    # A head that holds the box of a button is not repeated by Chromium.
+    assert page.locator("thead button").evaluate_all(
+        "(all) => all.every((n) => getComputedStyle(n).display === 'contents')"
+    )
+    apart = page.evaluate("""
+      () => [...document.querySelectorAll(".method")].filter((node) => {
+        const range = document.createRange();
+        range.selectNodeContents(node.lastChild);
+        const name = range.getClientRects()[0];
+        const mark = node.firstElementChild.getBoundingClientRect();
+        return name && mark.width && (mark.bottom < name.top || mark.top > name.bottom);
+      }).map((node) => node.textContent)
+    """)
+    assert apart == []
+
+
+@on()
+def test_bold_means_the_same_in_every_table(opened: Visit):
+    bold = opened.page.evaluate("""
+      () => [...document.querySelectorAll("td .mean")]
+        .filter((node) => +getComputedStyle(node).fontWeight > 500)
+        .map((node) => node.previousElementSibling?.className ?? "plain")
+    """)
+    assert set(bold) <= {"mark best"}
+
+
 @on()
 def test_folded_parts_open_for_print_and_close_again(opened: Visit):
     page = opened.page

@@ -88,6 +88,20 @@ def test_all_labels_stand_last():
     assert said == ["18", "90", "all"]
 
 
+@pytest.mark.parametrize(("everything", "text"), [(1800, "all (1800)"), (120, "all (120)")])
+def test_all_labels_stand_at_their_true_number(everything: int, text: str):
+    points = [
+        (n, Number(str(n), v, v - 0.02, v + 0.02)) for n, v in ((18, 0.5), (90, 0.6), (0, 0.9))
+    ]
+    drawing = charts.efficiency(
+        [Line(Look("A", 0), points)], key="k", title="t", ylabel="y", everything=everything
+    ).svg
+    x = stroke(drawing, 0)[:, 0]
+    expected = math.log(everything / 18) / math.log(90 / 18)
+    assert (x[2] - x[0]) / (x[1] - x[0]) == pytest.approx(expected, rel=0.01)
+    assert text in words(drawing)
+
+
 def test_the_band_reaches_from_end_to_end():
     drawing = charts.efficiency(
         [line("A", 0, n18=0.5, n500=0.7)], key="k", title="t", ylabel="y", limits=(0.4, 0.8)

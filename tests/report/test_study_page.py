@@ -15,7 +15,6 @@ from cmunet_jax import report
 from cmunet_jax.report import blocks, study_page
 from cmunet_jax.report.study import Finding, Overlay, Problem, Study
 from tests.report.test_html import NASTY, Page
-from tfds_angio.errors import UserError
 
 SECTIONS = (
     "summary labels differences metrics images failures calibre calibration changes rates paper "
@@ -78,8 +77,25 @@ def test_every_comparison_stands_with_its_test(whole: Study, page: Page):
         if row.metric != "dice" or not math.isfinite(number.value):
             continue
         said = f"{abs(number.value):.3f}"
-        p = "< 0.001" if row.test.p_images_holm < 0.001 else f"{row.test.p_images_holm:.3f}"
-        assert re.search(rf"{re.escape(said)} [+−\d].{{0,30}}{re.escape(p)}", page.text), row
+        p, patients = (
+            "< 0.001" if value < 0.001 else f"{value:.3f}"
+            for value in (row.test.p_images_holm, row.test.p_patients_holm)
+        )
+        assert re.search(
+            rf"{re.escape(said)} [+−\d].{{0,30}}{re.escape(p)} {re.escape(patients)}", page.text
+        ), row
+
+
+def test_both_tests_stand_wherever_a_verdict_does(page: Page):
+    heads = [attrs["title"] for attrs in page.all("abbr") if "Wilcoxon" in attrs.get("title", "")]
+    images = sum("over images" in text for text in heads)
+    assert (
+        images == sum("over patients" in text for text in heads) == 7
+    )  # 2 for each sweep, changes
+    # A row of changes: two p beside one another, after the difference and its interval.
+    assert re.search(
+        r"epochs .{0,200}▼? ?worse −0\.150 −[\d.]+ to −[\d.]+ < 0\.001 [<\d]", page.text
+    )
 
 
 def test_every_number_shown_leads_to_its_files(whole: Study, page: Page):
@@ -128,6 +144,7 @@ def test_markup_is_sound(page: Page):
 def test_the_paper_is_marked_as_another_data_set(whole: Study, page: Page):
     assert whole.papers[0].warning in page.text
     assert "37.6" in page.text and "62.7" in page.text  # its 1 % row (method.md §6)
+    assert "ours, 18 labels" in page.text and "ours, 500 labels" in page.text
 
 
 def test_a_study_without_results_says_so(whole: Study, written):
@@ -173,16 +190,26 @@ def test_everything_from_files_is_escaped(whole: Study, written):
     assert page.text.count(NASTY) > 12
 
 
-def test_a_damaged_picture_is_named(whole: Study, tmp_path: Path):
+def test_a_damaged_picture_is_named_and_the_page_goes_on(whole: Study, written, tmp_path: Path):
     picture = tmp_path / "overlay_worst.png"
     picture.write_bytes(b"\x89PNG\r\n")
     failure = dataclasses.replace(
         whole.failures[0],
         overlays=(Overlay("cmunet", 18, 0, 0, "worst", whole.failures[0].id, 0.1, picture),),
     )
-    with pytest.raises(UserError, match="overlay_worst.png is no complete picture"):
-        report.write_study(tmp_path / "study.html", emptied(whole, failures=(failure,)))
-    assert not (tmp_path / "study.html").exists()
+    page = written(emptied(whole, failures=(failure,)))
+    assert "overlay_worst.png is no complete picture and is not shown" in page.text
+    assert failure.id in page.text and not page.all("img")
+
+
+def test_failures_of_every_sweep_and_label_count_are_shown(whole: Study, page: Page):
+    groups = {(f.sweep, f.labels) for f in whole.failures}
+    assert len(groups) == 5
+    for sweep, labels in groups:
+        worst = [f for f in whole.failures if (f.sweep, f.labels) == (sweep, labels)][:3]
+        for found in worst:
+            assert any(found.mean.key in attrs.get("title", "") for attrs in page.all("span"))
+    assert sum("failure" in attrs.get("class", "") for attrs in page.all("article")) == 15
 
 
 def test_the_same_study_gives_the_same_page(whole: Study, tmp_path: Path):

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_the_papers_half_is_labelled_as_another_data_set(all_tables):
     table = named(all_tables, "paper-fair")
     assert "Another data set" in table.caption and "2507.17779" in table.caption
     assert rows_of(table)[-2]["CM-UNet"] == "0.627"
+    for row in table.rows:
+        numbers = [entry for entry in row if _is_known(entry)]
+        assert numbers and all(entry.percent for entry in numbers)  # one unit in print
+    cells = latex_reader.check(table.to_latex())[-2]  # 18 labels
+    assert all(r"\%" in cell for cell in cells if re.match(r"\\shortstack|\d+\.\d", cell))
+
+
+def _is_known(entry: Entry) -> bool:
+    value = entry.value.value if isinstance(entry.value, Number) else entry.value
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def test_a_small_p_is_never_printed_as_zero(study, all_tables):
+    assert any(d.test.p_images_holm < 5e-5 for d in study.differences if d.metric == "dice")
+    for name in ("differences-fair", "variants"):
+        text = named(all_tables, name).to_latex()
+        assert r"\textless{} 0.001" in text and "0.0000" not in text
+    assert Entry(0.0, is_p=True) != Entry(0.0)
+    table = Table("t", "c", ("p",), ((Entry(0.0123, is_p=True),), (Entry(math.nan, is_p=True),)))
+    assert latex_reader.check(table.to_latex())[1:] == [["0.012"], ["--"]]
+    assert rows_of(table)[0]["p"] == "0.0123"
 
 
 # --------------------------------------------------------------------------------------- files

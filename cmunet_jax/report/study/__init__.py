@@ -18,6 +18,7 @@ from cmunet_jax.report.study.measures import (
     PerImage,
     Run,
     Variant,
+    fewest_first,
     method_name,
 )
 from cmunet_jax.report.study.model import (
@@ -62,6 +63,7 @@ __all__ = [
     "Study",
     "Sweep",
     "Variant",
+    "fewest_first",
     "method_name",
     "read_study",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cmunet_jax.evaluation.statistics import RESAMPLES
+from cmunet_jax.report.findings import count
 from cmunet_jax.report.results import PRIMARY
 from cmunet_jax.report.study import (
     cells as cells_lib,
@@ -42,8 +44,8 @@ def read_study(
       resamples: bootstrap replicates of each interval.
 
     Raises:
-      UserError: if a folder does not exist or is named twice, or nothing can be reported; the
-        reason names what was left out.
+      UserError: if a folder is named twice, or nothing can be reported; the reason names what was
+        left out. A folder that does not exist beside others is a problem of the study.
     """
     paths = [Path(directory) for directory in directories]
     if not paths:
@@ -62,13 +64,18 @@ def read_study(
 
 
 def _nothing_left(paths: Sequence[Path], ledger: Ledger) -> str:
+    """Names the first problem of the commonest kind: one odd file is not why all is missing."""
     named = ", ".join(map(str, paths))
-    count = len(ledger.problems)
-    first = f": {ledger.problems[0].where}: {ledger.problems[0].text}" if count else "."
-    more = f" (and {count - 1} more problems)" if count > 1 else ""
-    if not count:
-        first = f", because no fine-tuning trial has finished: {AGAIN}."
-    return f"{named} holds no result that can be reported{first}{more}"
+    if not ledger.problems:
+        why = f", because no fine-tuning trial has finished: {AGAIN}."
+        return f"{named} holds no result that can be reported{why}"
+    kinds = Counter(problem.kind for problem in ledger.problems)
+    kind, alike = kinds.most_common(1)[0]
+    first = next(problem for problem in ledger.problems if problem.kind == kind)
+    others = len(ledger.problems) - alike
+    more = f" ({alike - 1} more like it)" if alike > 1 else ""
+    more += f" (and {count(others, 'other problem')})" if others else ""
+    return f"{named} holds no result that can be reported: {first.where}: {first.text}{more}"
 
 
 class _Computed:
@@ -109,7 +116,7 @@ class _Computed:
             )
         self.searches += surroundings.searches(sweep, ledger)
         self.costs += surroundings.costs(sweep, ledger)
-        self.failures += surroundings.failures(label, self.cells, ledger)
+        self.failures += surroundings.failures(label, sweep.directory, self.cells, ledger)
         self.reads += surroundings.reads(sweep, ledger)
 
     def study(self, title: str) -> Study:
@@ -139,7 +146,7 @@ class _Computed:
             costs=tuple(self.costs),
             failures=tuple(self.failures),
             papers=tuple(
-                published.beside(s.label, str(s.data.get("name")), self.cells, self.drops)
+                published.beside(s, self.cells, self.drops)
                 for s in sweeps
                 if any(cell.sweep == s.label for cell in self.cells)
             ),

@@ -19,6 +19,7 @@ from cmunet_jax.report.study.measures import (
     MetricInfo,
     Number,
     PairedTest,
+    fewest_first,
 )
 from cmunet_jax.report.study.panels import Panel, Panels, shared_runs
 
@@ -170,8 +171,7 @@ def drops(label: str, panels: Panels, ledger: Ledger, *, resamples: int) -> list
     counts = {labels for _, labels, variant in panels if not variant}
     if len(counts) < 2:
         return []
-    # 0 stands for all labelled images.
-    ranked = sorted(counts, key=lambda labels: labels or math.inf)
+    ranked = sorted(counts, key=fewest_first)
     least, most = ranked[0], ranked[-1]
     found = []
     for method in dict.fromkeys(method for method, _, _ in panels):
@@ -187,7 +187,9 @@ def drops(label: str, panels: Panels, ledger: Ledger, *, resamples: int) -> list
         if method != REFERENCE and len(both) == 4:
             saved = _drop(f"{key}/saved", both, ledger, resamples) or saved
         if drop is not None:
-            found.append(Drop(label, method, most, least, drop, saved))
+            counted = both if math.isfinite(saved.value) else own
+            n_runs = len(shared_runs(*counted))
+            found.append(Drop(label, method, most, least, drop, saved, n_runs))
     return found
 
 

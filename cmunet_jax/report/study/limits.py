@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,10 +13,12 @@ from cmunet_jax import config as config_lib
 from cmunet_jax.report.comparison import ALPHA
 from cmunet_jax.report.findings import FEW_CLUSTERS, POOR, count, plain
 from cmunet_jax.report.results import lookup
-from cmunet_jax.report.study.measures import REFERENCE, Cell, method_name
+from cmunet_jax.report.study import partitions
+from cmunet_jax.report.study.measures import REFERENCE, Cell, fewest_first, method_name
 from cmunet_jax.report.study.model import Cost, Problem, Reproduction, Sweep
 from cmunet_jax.report.study.panels import Images
-from cmunet_jax.report.study.trials import SweepFiles, Trial
+from cmunet_jax.report.study.trials import SWEEP, SweepFiles, Trial
+from cmunet_jax.report.study.wording import labels_text
 
 _FEW_RUNS = 5  # fewer draws or seeds than this say little about how much they vary
 _HARDWARE = ("devices", "platform", "cpus")
@@ -34,6 +37,9 @@ def caveats(
         kinds = ", ".join(f"{sum(p.kind == k for p in problems)} {k}" for k in _kinds(problems))
         lines.append(f"Something is missing or was left out: {kinds}. See the list of problems.")
     said: dict[str, list[str]] = {}
+    for sweep in sweeps:
+        for line in partitions.caveats(sweep):
+            said.setdefault(line, []).append(sweep.title)
     for sweep in sweeps:
         own = [cell for cell in cells if cell.sweep == sweep.label]
         for line in _of_sweep(sweep, own, images.get(sweep.label)):
@@ -64,6 +70,7 @@ def _of_sweep(sweep: Sweep, cells: Sequence[Cell], images: Images | None) -> Ite
         yield f"Measured on the split '{sweep.split}', not on a test split."
     if not cells:
         return
+    yield from _without_reference(cells)
     runs = sorted({len(cell.runs) for cell in cells})
     if runs[0] < _FEW_RUNS:
         text = count(runs[0], "run") if len(runs) == 1 else f"{runs[0]} to {runs[-1]} runs"
@@ -98,6 +105,19 @@ def _of_sweep(sweep: Sweep, cells: Sequence[Cell], images: Images | None) -> Ite
         yield (
             f"Mean Dice below {plain(POOR, 1)} ({'; '.join(poor)} labels): differences between "
             "poor results need not hold between good ones."
+        )
+
+
+def _without_reference(cells: Sequence[Cell]) -> Iterator[str]:
+    """Where there is nothing to say whether pre-training helps."""
+    counts = {cell.labels for cell in cells if cell.method != REFERENCE}
+    lacking = counts - {cell.labels for cell in cells if cell.method == REFERENCE}
+    if lacking:
+        named = " and ".join(map(labels_text, sorted(lacking, key=fewest_first)))
+        where = "" if lacking == counts else f" with {named}"
+        yield (
+            f"Training from scratch has no result{where}, so nothing is said about whether "
+            f"pre-training helps{' there' if where else ''}."
         )
 
 
@@ -138,12 +158,39 @@ def _commands(files: Sequence[SweepFiles]) -> Iterator[str]:
     for name in dict.fromkeys(str(sweep.record["data"].get("name") or "") for sweep in files):
         if name:
             yield f"python -m tfds_angio.build {name}"
+    folders = []
     for sweep in files:
-        written = sweep.record.get("command")
-        given = f"python -m cmunet_jax.main --config configs/sweep.py --workdir {sweep.label}"
-        yield str(written) if written else given
-    joined = ",".join(sweep.label for sweep in files)
+        folder, written = str(sweep.directory), sweep.record.get("command")
+        if written and isinstance(written, str):
+            yield written
+            made = _workdir(written)
+            if "://" in made:
+                yield f"# copy {made} to {shlex.quote(folder)}"
+            else:
+                folder = made
+        else:
+            yield (
+                f"# {sweep.label}: no command was recorded; run a sweep with the settings under "
+                f"'config' in {shlex.quote(str(sweep.directory / SWEEP))} and --workdir "
+                f"{shlex.quote(folder)}"
+            )
+        folders.append(folder)
+    joined = shlex.quote(",".join(dict.fromkeys(folders)))
     yield f"python -m cmunet_jax.main --config configs/report.py --config.sweep={joined}"
+
+
+def _workdir(command: str) -> str:
+    """Where a recorded command of the sweep stage writes to."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quotation that is never closed
+        words = command.split()
+    found = "runs/sweep"  # the default of the stage
+    for word, following in zip(words, [*words[1:], ""]):
+        name, _, value = word.partition("=")
+        if name in ("--workdir", "-workdir"):
+            found = value or following
+    return found
 
 
 def _digests(files: Sequence[SweepFiles]) -> Iterator[tuple[str, str]]:

@@ -65,14 +65,14 @@ def with_evaluations(
 def _evaluation(trial: Trial) -> Evaluation:
     """Reads the evaluation of a fine-tuned trial and checks that it is of its weights."""
     name = trial.result.get("evaluation")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not Path(name).name == name:
         raise UserError(f"{trial.folder / RESULT} names no evaluation: {AGAIN}.")
     found = read_evaluation(trial.folder / name)
     ours, theirs = lookup(trial.result, "checkpoint", "digest"), found.fact("checkpoint", "digest")
     if ours and theirs and ours != theirs:
         raise UserError(
-            f"{found.directory / SUMMARY} is of checkpoint {theirs[:12]}, but the trial ended with "
-            f"{ours[:12]}: evaluate it again."
+            f"{found.directory / SUMMARY} is of checkpoint {str(theirs)[:12]}, but the trial ended "
+            f"with {str(ours)[:12]}: evaluate it again."
         )
     return found
 
@@ -80,7 +80,8 @@ def _evaluation(trial: Trial) -> Evaluation:
 def _signature(found: Evaluation | None) -> tuple[Any, ...]:
     """What evaluations must share to be compared, the images last."""
     assert found is not None
-    facts = [found.fact(*keys) for keys, _ in _SHARED]
+    # Text, whatever a damaged file holds in its place.
+    facts = [str(found.fact(*keys)) for keys, _ in _SHARED]
     return (*facts, tuple(sorted(found.ids)))
 
 
@@ -93,7 +94,7 @@ def _note_odd(
     ledger: Ledger,
 ) -> None:
     if ours[2] != expected or reference is None:
-        kind, what = "data", f"on other data (fingerprint {str(ours[2])[:12]})"
+        kind, what = "data", f"on other data (fingerprint {ours[2][:12]})"
     else:
         first = next(at for at in compared if ours[at] != reference[at])
         kind, what = "images", ""

@@ -29,6 +29,11 @@ def method_name(method: str) -> str:
     return METHODS.get(method, method)
 
 
+def fewest_first(labels: int) -> float:
+    """Sorts label counts in rising order, all (0) last."""
+    return labels or math.inf
+
+
 @dataclass(frozen=True)
 class Number:
     """A number with its 95 % interval and where it comes from.
@@ -282,6 +287,7 @@ class Drop:
       least: smaller label count.
       drop: fraction; ratio bootstrap, patients and runs resampled in both alike.
       saved: drop of scratch − this drop, positive where the method loses less; NaN for scratch.
+      n_runs: that have both label counts; of `saved`, the fewer where scratch has fewer.
     """
 
     sweep: str
@@ -290,6 +296,7 @@ class Drop:
     least: int
     drop: Number
     saved: Number
+    n_runs: int
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from cmunet_jax.report.study.measures import (
     MetricInfo,
     Number,
     Variant,
+    fewest_first,
 )
 
 
@@ -59,6 +60,21 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """How much of the measured images training had seen.
+
+    Attributes:
+      images: of them, seen in training or pre-training.
+      patients: that have images on both sides.
+      note: why that was allowed, or ''.
+    """
+
+    images: int
+    patients: int
+    note: str
+
+
+@dataclass(frozen=True)
 class Sweep:
     """One sweep directory.
 
@@ -78,6 +94,10 @@ class Sweep:
       failed: those that failed.
       seconds: spent by all trials that finished.
       energy_joules: the same; NaN where unknown.
+      everything: labelled images that a label count of 0 (= all) stands for; 0 where unknown.
+      selected_on: 'split/metric' that chose the checkpoints, '' for none; () where unrecorded.
+      seen: what training had seen of the measured images; None where unrecorded.
+      rule: by which the splits were made, or ''.
     """
 
     label: str
@@ -95,6 +115,10 @@ class Sweep:
     failed: int
     seconds: float
     energy_joules: float
+    everything: int = 0
+    selected_on: tuple[str, ...] = ()
+    seen: Overlap | None = None
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,7 +187,7 @@ class PaperRow:
 
     Attributes:
       text: e.g. '1 % (18)'.
-      labels: our label count it stands beside, or 0 where we have none.
+      labels: our label count it stands beside, all (0) as its true number; 0 where we have none.
       paper: method -> the paper's value.
       ours: method -> ours, where measured.
     """
@@ -185,6 +209,7 @@ class PaperTable:
       source: citation of the paper.
       note: what its numbers are.
       warning: why the two halves must not be compared as if they were one experiment.
+      unmatched: a sentence where no label count of ours is near one of the paper's, else ''.
     """
 
     sweep: str
@@ -193,6 +218,7 @@ class PaperTable:
     source: str
     note: str
     warning: str
+    unmatched: str
 
 
 @dataclass(frozen=True)
@@ -323,14 +349,19 @@ class Study:
         return None
 
     def labels(self, sweep: str) -> tuple[int, ...]:
-        """Label counts of a sweep, ascending."""
-        return tuple(sorted({cell.labels for cell in self.cells if cell.sweep == sweep}))
+        """Label counts of a sweep, ascending; 0, which stands for all, last."""
+        found = {cell.labels for cell in self.cells if cell.sweep == sweep}
+        return tuple(sorted(found, key=fewest_first))
+
+    def everything(self, sweep: str) -> int:
+        """Labelled images that 0 stands for in a sweep; 0 where unknown."""
+        return next((entry.everything for entry in self.sweeps if entry.label == sweep), 0)
 
     def curve(self, sweep: str, method: str, metric: str = PRIMARY) -> list[tuple[int, Number]]:
-        """(label count, number) of a method, by ascending label count."""
+        """(label count, number) of a method, by ascending label count; 0, all, last."""
         found = [
             (cell.labels, cell.metrics[metric])
             for cell in self.cells
             if (cell.sweep, cell.method) == (sweep, method) and metric in cell.metrics
         ]
-        return sorted(found, key=lambda point: point[0])
+        return sorted(found, key=lambda point: fewest_first(point[0]))

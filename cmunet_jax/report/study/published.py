@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from cmunet_jax.report.study.measures import Cell, Drop, Number
-from cmunet_jax.report.study.model import PaperRow, PaperTable
+from cmunet_jax.report.study.model import PaperRow, PaperTable, Sweep
 
 SOURCE = "arXiv 2507.17779 (CM-UNet, EMBC 2025), table of Dice by label fraction"
 NOTE = (
@@ -33,23 +33,37 @@ DROPS = (46.9, 21.0, 25.9, 21.8, 26.1, 15.0)
 _NEAR = 1.25
 
 
-def beside(label: str, data: str, cells: Iterable[Cell], drops: Iterable[Drop]) -> PaperTable:
+def beside(sweep: Sweep, cells: Iterable[Cell], drops: Iterable[Drop]) -> PaperTable:
     """The paper's table beside the cells of one sweep."""
-    own = [cell for cell in cells if cell.sweep == label]
-    counts = {cell.labels for cell in own if cell.labels}
+
+    def true(labels: int) -> int:
+        return labels or sweep.everything
+
+    own = [cell for cell in cells if cell.sweep == sweep.label]
+    counts = {true(cell.labels) for cell in own} - {0}
     rows = []
     for text, about, values in TABLE:
         near = [n for n in counts if _is_near(n, about)]
         labels = min(near, key=lambda n: (abs(math.log(n / about)), n), default=0)
-        ours = {cell.method: cell.primary for cell in own if labels and cell.labels == labels}
+        ours = {cell.method: cell.primary for cell in own if labels and true(cell.labels) == labels}
         rows.append(PaperRow(text, labels, _fractions(values), ours))
     lost: Mapping[str, Number] = {
         d.method: d.drop
         for d in drops
-        if d.sweep == label and _is_near(d.most, TABLE[0][1]) and _is_near(d.least, TABLE[-1][1])
+        if d.sweep == sweep.label
+        and _is_near(true(d.most), TABLE[0][1])
+        and _is_near(true(d.least), TABLE[-1][1])
     }
     drop = PaperRow("relative drop, 30 % to 1 %", 0, _fractions(DROPS), lost)
-    return PaperTable(label, tuple(rows), drop, SOURCE, NOTE, WARNING.format(data=data))
+    unmatched = ""
+    if not any(row.ours for row in rows):
+        named = ", ".join(map(str, sorted(counts))) or "not known"
+        unmatched = (
+            f"None of our label counts ({named}) is within a factor of {_NEAR:g} of one of the "
+            "paper's, so nothing of ours stands beside its numbers."
+        )
+    warning = WARNING.format(data=sweep.data.get("name"))
+    return PaperTable(sweep.label, tuple(rows), drop, SOURCE, NOTE, warning, unmatched)
 
 
 def _is_near(labels: int, about: int) -> bool:

@@ -47,16 +47,12 @@ def labels_of(directories: Sequence[Path]) -> list[str]:
 
 
 def read_sweep(directory: Path, label: str, ledger: Ledger) -> SweepFiles | None:
-    """Reads one sweep; None where nothing of it can be used, with the reason in the ledger.
-
-    Raises:
-      UserError: if there is no such folder.
-    """
+    """Reads one sweep; None where nothing of it can be used, with the reason in the ledger."""
     if not directory.is_dir():
-        raise UserError(
-            f"{directory} does not exist: name the workdir of a sweep, --config.sweep=DIR[,DIR]."
-        )
-    record = _json(directory / SWEEP, label, directory, ledger)
+        text = f"{directory} does not exist: name the workdir of a sweep, --config.sweep=DIR[,DIR]."
+        ledger.problem("missing", label, text)
+        return None
+    record = _json(directory / SWEEP, label, directory, ledger, ("data", "config", "versions"))
     if record is None or not isinstance(lookup(record, "data", "fingerprint"), str):
         if record is not None:
             ledger.problem("damaged", f"{label}/{SWEEP}", f"It has no data fingerprint: {AGAIN}.")
@@ -82,10 +78,23 @@ def read_sweep(directory: Path, label: str, ledger: Ledger) -> SweepFiles | None
     )
 
 
-def _json(path: Path, label: str, directory: Path, ledger: Ledger) -> dict[str, Any] | None:
-    """A JSON object, noted as a source; None with a problem where it is missing or damaged."""
+def _json(
+    path: Path, label: str, directory: Path, ledger: Ledger, objects: Sequence[str] = ()
+) -> dict[str, Any] | None:
+    """A JSON object, noted as a source; None with a problem where it is missing or damaged.
+
+    Args:
+      path: of the file.
+      label: of its sweep.
+      directory: of the sweep.
+      ledger: of the study.
+      objects: entries that are objects themselves wherever they are given.
+    """
     try:
         content = read_json(path, AGAIN)
+        for name in objects:
+            if not isinstance(content.get(name) or {}, Mapping):
+                raise UserError(f"{path} is damaged ('{name}' is no JSON object): {AGAIN}.")
         ledger.source(label, directory, path)
         return content
     except UserError as error:
@@ -117,7 +126,12 @@ def _is_entry(entry: Any) -> bool:
     numbers = ("labels", "draw", "seed", "fold")
     whole = named and all(isinstance(entry.get(name), int | None) for name in numbers)
     # A key becomes a folder name: nothing that leads out of the sweep.
-    return whole and entry["key"].isalnum()
+    return whole and _are_words(entry.get("depends")) and entry["key"].isalnum()
+
+
+def _are_words(value: Any) -> bool:
+    """Whether an entry is a list of text, or absent."""
+    return value is None or isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _trial(
@@ -129,7 +143,8 @@ def _trial(
     name = str(entry.get("name") or entry["key"])
     if not path.exists():
         return None
-    result = _json(path, label, directory, ledger)
+    parts = ("data", "versions", "checkpoint", "selection")
+    result = _json(path, label, directory, ledger, parts)
     if result is None:
         return "damaged"
     if result.get("status") != "done":
@@ -137,10 +152,12 @@ def _trial(
         ledger.problem("failed", where, f"Trial '{name}' failed and is left out: {reason}")
         return "failed"
     files = [ledger.source(label, directory, path)]
-    record = _json(folder / TRIAL, label, directory, ledger) or {}
+    objects = ("config", "chosen", "evaluation")
+    record = _json(folder / TRIAL, label, directory, ledger, objects) or {}
     if record:
         files.append(ledger.source(label, directory, folder / TRIAL))
     chosen = record.get("chosen") or {}
+    searches = chosen.get("from")
     rate = chosen.get("learning_rate", entry.get("learning_rate"))
     rate = rate if rate is not None else lookup(record, "config", "optim", "learning_rate")
     return Trial(
@@ -157,7 +174,7 @@ def _trial(
         folder=folder,
         config=_config(record),
         learning_rate=float(rate) if isinstance(rate, int | float) else math.nan,
-        chosen_from=tuple(chosen.get("from") or ()),
+        chosen_from=tuple(searches or ()) if _are_words(searches) else (),
         result=result,
         files=tuple(files),
     )

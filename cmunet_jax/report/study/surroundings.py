@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cmunet_jax.report import images
 from cmunet_jax.report.results import lookup
+from cmunet_jax.report.study import partitions
 from cmunet_jax.report.study.ledger import Ledger
-from cmunet_jax.report.study.measures import Cell, Failure
+from cmunet_jax.report.study.measures import Cell, Failure, Overlay, fewest_first
 from cmunet_jax.report.study.model import Cost, Search, SplitRead, Sweep
 from cmunet_jax.report.study.trials import READS, SweepFiles, Trial
+from tfds_angio.errors import UserError
 
 MOST_FAILURES = 6  # of each label count that is looked at
 
@@ -21,7 +26,11 @@ def describe(sweep: SweepFiles) -> Sweep:
     """What a sweep says of itself, and what became of its trials."""
     record = sweep.record
     spent = [trial.number("seconds") for trial in sweep.trials]
-    first = next((trial.evaluation for trial in sweep.trials if trial.evaluation), None)
+    measured = [trial for trial in sweep.trials if trial.evaluation]
+    # A variant may select or divide otherwise: that is then what it is there to show.
+    plain = [trial for trial in measured if not trial.variant] or measured
+    found = [trial.evaluation for trial in plain if trial.evaluation]
+    first = found[0] if found else None
     return Sweep(
         label=sweep.label,
         directory=sweep.directory,
@@ -38,7 +47,17 @@ def describe(sweep: SweepFiles) -> Sweep:
         failed=sweep.failed,
         seconds=float(np.nansum(spent)) if spent else 0.0,
         energy_joules=_energy(sweep.trials),
+        everything=_everything(record["data"]),
+        selected_on=partitions.selected_on(found),
+        seen=partitions.overlap(found),
+        rule=partitions.rule(found),
     )
+
+
+def _everything(data: Mapping[str, Any]) -> int:
+    """Images of the training split, all of which a label count of 0 takes; 0 where unknown."""
+    size = lookup(data, "splits", "train")
+    return size if isinstance(size, int) else 0
 
 
 def _energy(trials: Iterable[Trial]) -> float:
@@ -130,10 +149,10 @@ def hardware(trials: Iterable[Trial]) -> list[str]:
 # ------------------------------------------------------------------------------------ failures
 
 
-def failures(label: str, cells: Sequence[Cell], ledger: Ledger) -> list[Failure]:
+def failures(label: str, directory: Path, cells: Sequence[Cell], ledger: Ledger) -> list[Failure]:
     """The images that all methods do worst on, at the fewest and at the most labels."""
     own = [cell for cell in cells if cell.sweep == label]
-    counts = sorted({cell.labels for cell in own}, key=lambda labels: labels or math.inf)
+    counts = sorted({cell.labels for cell in own}, key=fewest_first)
     found = []
     for labels in dict.fromkeys([*counts[:1], *counts[-1:]]):
         row = [cell for cell in own if cell.labels == labels]
@@ -144,7 +163,7 @@ def failures(label: str, cells: Sequence[Cell], ledger: Ledger) -> list[Failure]
         for at in order[:MOST_FAILURES]:
             files = [name for cell in row for name in ledger.provenance[cell.primary.key]]
             key = f"{label}/failure/{labels}/{ids[at]}"
-            pictures = [o for cell in row for o in cell.overlays if o.id == ids[at]]
+            drawn = [o for cell in row for o in cell.overlays if o.id == ids[at]]
             found.append(
                 Failure(
                     sweep=label,
@@ -153,10 +172,22 @@ def failures(label: str, cells: Sequence[Cell], ledger: Ledger) -> list[Failure]
                     patient=patients[at],
                     mean=ledger.number(key, mean[at], files=files),
                     dice={cell.method: float(cell.per_image.values[at]) for cell in row},
-                    overlays=tuple(pictures),
+                    overlays=tuple(o for o in drawn if _is_whole(label, directory, o, ledger)),
                 )
             )
     return found
+
+
+def _is_whole(label: str, directory: Path, overlay: Overlay, ledger: Ledger) -> bool:
+    """Whether a picture can be shown; it becomes a source, or a problem."""
+    where = f"{label}/{overlay.path.relative_to(directory).as_posix()}"
+    try:
+        images.check(overlay.path)
+        ledger.source(label, directory, overlay.path)
+    except UserError as error:
+        ledger.problem("damaged", where, f"The report is without this picture: {error}")
+        return False
+    return True
 
 
 # --------------------------------------------------------------------------------------- reads

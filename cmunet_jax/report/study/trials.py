@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmunet_jax.report.results import Evaluation, lookup
-from cmunet_jax.report.study.measures import METHODS
+from cmunet_jax.report.study.measures import METHODS, fewest_first
 
 SWEEP, PLAN, READS = "sweep.json", "plan.json", "test_reads.jsonl"
 TRIAL, RESULT = "trial.json", "result.json"
@@ -63,7 +63,8 @@ class Trial:
         """Place among the trials, whatever the order of the plan."""
         known = list(METHODS)
         place = known.index(self.method) if self.method in known else len(known)
-        return place, self.method, self.labels, self.variant, self.draw, self.seed, self.key
+        count = fewest_first(self.labels)
+        return place, self.method, count, self.variant, self.draw, self.seed, self.key
 
     def number(self, *keys: str) -> float:
         """A number of the result; NaN where it has none."""

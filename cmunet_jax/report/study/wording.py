@@ -15,11 +15,13 @@ from cmunet_jax.report.study.measures import (
     Number,
     PairedTest,
     Variant,
+    fewest_first,
     method_name,
 )
 from cmunet_jax.report.study.model import Cost, Finding, Sweep
 
 FAIR = "fair"
+_ONE_RUN = " With one run the luck of draw and seed is not part of these intervals."
 
 
 def findings(
@@ -44,7 +46,7 @@ def findings(
         own = [drop for drop in drops if drop.sweep == sweep.label]
         if own:
             found.append(_how_much_is_lost(sweep, sweeps, own))
-    found += _is_it_the_protocol(sweeps, drops)
+    found += _is_it_the_protocol(sweeps, cells, drops)
     if variants:
         found.append(_which_mattered(variants))
     return found
@@ -102,7 +104,7 @@ def _does_it_help(
 ) -> Finding:
     equal = sweep.protocol == FAIR
     what = "at equal fine-tuning budget" if equal else f"under the protocol '{sweep.protocol}'"
-    counts = sorted({d.labels for d in differences}, key=lambda n: n or math.inf)
+    counts = sorted({d.labels for d in differences}, key=fewest_first)
     ends = list(dict.fromkeys([counts[0], counts[-1]]))
     rows = {n: [d for d in differences if d.labels == n] for n in ends}
     sentences = [text for n in ends for text in _one_row(n, rows[n], cells)]
@@ -201,19 +203,25 @@ def _how_much_is_lost(sweep: Sweep, sweeps: Sequence[Sweep], drops: Sequence[Dro
     unclear = [method_name(d.method) for d in saved if d not in clear]
     if unclear:
         answer += f" No clear difference to the loss of scratch: {_joined(unclear)}."
+    if all(d.n_runs == 1 for d in drops):
+        answer += _ONE_RUN
     ranked = sorted(drops, key=lambda d: d.drop.value)
     short = f"Between {_percent(ranked[0].drop)}, {method_name(ranked[0].method)}, and "
     short += f"{_percent(ranked[-1].drop)}, {method_name(ranked[-1].method)}."
+    if len(drops) == 1:
+        short = f"{method_name(drops[0].method)}: {_percent(drops[0].drop)}."
     return Finding(
         question=f"How much Dice is lost from {most} to {least}?{_under(sweep, sweeps)}",
-        short=short if len(drops) > 1 else f"{_percent(drops[0].drop)}.",
+        short=short,
         answer=answer,
-        certainty="clear" if clear else "unclear",
+        certainty="clear" if any(d.n_runs > 1 for d in clear) else "unclear",
         numbers=tuple(d.drop.key for d in drops) + tuple(d.saved.key for d in saved),
     )
 
 
-def _is_it_the_protocol(sweeps: Sequence[Sweep], drops: Sequence[Drop]) -> Iterator[Finding]:
+def _is_it_the_protocol(
+    sweeps: Sequence[Sweep], cells: Sequence[Cell], drops: Sequence[Drop]
+) -> Iterator[Finding]:
     """The drop of scratch under `paper` beside that under `fair`, at the same label counts."""
     by_protocol = {sweep.protocol: sweep.label for sweep in reversed(sweeps)}
     own = [
@@ -225,16 +233,34 @@ def _is_it_the_protocol(sweeps: Sequence[Sweep], drops: Sequence[Drop]) -> Itera
         return
     apart = paper.drop.low > fair.drop.high or paper.drop.high < fair.drop.low
     words = "These intervals do not overlap" if apart else "These intervals overlap"
+    apples = _other_images(cells, paper.sweep, fair.sweep)
+    if min(paper.n_runs, fair.n_runs) == 1:
+        apples += _ONE_RUN
     yield Finding(
         question="How much of the loss of training from scratch is made by the protocol?",
         short=f"{_percent(paper.drop)} under the paper's, {_percent(fair.drop)} under the fair.",
         answer=(
             f"From {labels_text(paper.most)} to {labels_text(paper.least)} scratch lost "
             f"{_percent(paper.drop)} under the protocol of the paper and {_percent(fair.drop)} "
-            f"under the fair one. {words}. The authors' own logs give 46.9 %, on other images."
+            f"under the fair one. {words}.{apples} The authors' own logs give 46.9 %, on other "
+            "images."
         ),
-        certainty="clear" if apart else "unclear",
+        certainty="clear" if apart and not apples else "unclear",
         numbers=(paper.drop.key, fair.drop.key),
+    )
+
+
+def _other_images(cells: Sequence[Cell], ours: str, theirs: str) -> str:
+    """A sentence where two sweeps were not measured on the same images; else ''."""
+    ids = [
+        {name for c in cells if c.sweep == sweep for name in c.per_image.ids}
+        for sweep in (ours, theirs)
+    ]
+    if ids[0] == ids[1]:
+        return ""
+    return (
+        f" The test images differ ({len(ids[0])} and {len(ids[1])}, {len(ids[0] & ids[1])} in "
+        "both), so what is laid to the protocol may be due to them."
     )
 
 

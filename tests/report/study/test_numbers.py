@@ -14,7 +14,8 @@ import pytest
 import scipy.stats
 
 from cmunet_jax.evaluation import repeated
-from cmunet_jax.report.study import METHODS, Number, Study, read_study
+from cmunet_jax.report import study_tables
+from cmunet_jax.report.study import METHODS, Number, Study, published, read_study
 from tests.report import fake_sweep
 from tests.report.fake_sweep import DRAWS, dice_of
 
@@ -242,6 +243,47 @@ def test_the_papers_table_stands_beside_the_nearest_label_counts(study):
         assert lost == pytest.approx(1 - last / first, abs=0.002)
     assert "2507.17779" in paper.source and "authors' own logs" in paper.note
     assert "Another data set" in paper.warning
+
+
+# --------------------------------------------------------------------------------- all labels
+
+
+@pytest.fixture(scope="module")
+def with_all(tmp_path_factory) -> Study:
+    """18 and 100 labels and all (0), in an order that is not theirs."""
+    sweep = fake_sweep.build_fair(
+        tmp_path_factory.mktemp("all"),
+        methods=("scratch", "cmunet"),
+        labels=(18, 100, 0),
+        draws=(0, 1),
+        search=False,
+        failed="",
+    )
+    return read_study([sweep], resamples=50)
+
+
+def test_all_labels_come_last_everywhere(with_all):
+    assert with_all.labels("fair") == (18, 100, 0) and with_all.everything("fair") == 500
+    assert [n for n, _ in with_all.curve("fair", "cmunet")] == [18, 100, 0]
+    assert [c.labels for c in with_all.cells if c.method == "cmunet"] == [18, 100, 0]
+    found = {table.name: table for table in study_tables.tables_of(with_all)}
+    assert found["dice-fair"].header[1:4] == ("18 labels", "100 labels", "all labels")
+    counts = [row[1].value for row in found["differences-fair"].rows]
+    assert counts == ["18 labels", "100 labels", "all labels"]
+    drop = next(d for d in with_all.drops if d.method == "scratch")
+    assert (drop.most, drop.least) == (0, 18)
+    (paper,) = with_all.papers
+    assert [row.labels for row in paper.rows] == [500, 0, 0, 100, 18]
+    assert paper.rows[0].ours["cmunet"] == with_all.cell("fair", "cmunet", 0).primary
+    assert paper.drop.ours["cmunet"].key == "fair/cmunet/0-18/drop" and not paper.unmatched
+
+
+def test_a_study_at_other_label_counts_says_so(with_all):
+    cells = [c for c in with_all.cells if c.labels == 18]
+    cells = [dataclasses.replace(c, labels=40) for c in cells]
+    table = published.beside(with_all.sweeps[0], cells, ())
+    assert "None of our label counts (40)" in table.unmatched
+    assert not any(row.ours for row in table.rows)
 
 
 # ---------------------------------------------------------------------------------- provenance

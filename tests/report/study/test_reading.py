@@ -191,6 +191,46 @@ def test_reading_the_test_split_twice_is_reported(copied):
     assert {p.kind for p in study.problems} == {"test", "damaged"}
 
 
+def test_a_damaged_picture_costs_only_itself(copied):
+    before = read(copied)
+    shown = next(o for f in before.failures for o in f.overlays)
+    shown.path.write_bytes(shown.path.read_bytes()[:60])
+    study = read(copied)
+    (problem,) = study.problems
+    assert problem.kind == "damaged" and problem.where.endswith(f"evaluation/{shown.path.name}")
+    assert shown.path not in {o.path for f in study.failures for o in f.overlays}
+    assert [c.primary for c in study.cells] == [c.primary for c in before.cells]
+    pictures = [o.path for f in study.failures for o in f.overlays]
+    assert pictures and set(pictures) <= {source.path for source in study.sources.values()}
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "odd", "left"),
+    [
+        ("result.json", "versions", [1], 1),
+        ("result.json", "checkpoint", "x", 1),
+        ("result.json", "evaluation", "/etc", 1),
+        ("trial.json", "chosen", [1], 2),
+        ("trial.json", "config", 5, 2),
+        ("evaluation/summary.json", "dataset", {"fingerprint": [1]}, 1),
+        ("evaluation/summary.json", "checkpoint", {"digest": 5}, 1),
+    ],
+)
+def test_entries_of_an_odd_type_are_damage_not_the_end(copied, name, entry, odd, left):
+    edit(trial_of(copied, RUN) / name, lambda content: content.update({entry: odd}))
+    study = read(copied)
+    assert study.problems[0].kind in ("damaged", "data") and runs(study) == left
+    assert RUN in study.problems[0].text or trial_of(copied, RUN).name in study.problems[0].where
+
+
+@pytest.mark.parametrize("entry", ["data", "config", "versions"])
+def test_a_sweep_of_an_odd_type_is_named(copied, built, entry):
+    edit(copied / "sweep.json", lambda content: content.update({entry: [1]}))
+    study = read(copied, built.paper)
+    assert [sweep.label for sweep in study.sweeps] == ["paper"]
+    assert [(p.kind, p.where) for p in study.problems][:1] == [("damaged", "fair/sweep.json")]
+
+
 # -------------------------------------------------------------------------------- nothing left
 
 
@@ -218,10 +258,61 @@ def test_one_bad_sweep_does_not_hide_another(copied, built):
     assert study.problems[0].where == "fair/sweep.json"
 
 
+def test_a_sweep_that_does_not_exist_does_not_hide_another(copied, tmp_path):
+    study = read(tmp_path / "absent", copied)
+    assert [sweep.label for sweep in study.sweeps] == ["fair"]
+    assert [(p.kind, p.where) for p in study.problems] == [("missing", "absent")]
+
+
+def test_nothing_left_names_the_commonest_reason(copied):
+    edit(copied / "plan.json", lambda plan: plan["trials"].insert(0, {"key": 1}))
+    for path in copied.glob("trials/*/result.json"):
+        failed(path.parent)
+    with pytest.raises(UserError, match="out of memory .8 more like it. .and one other"):
+        read(copied)
+
+
 def test_sweeps_of_one_name_are_told_apart(small, copied):
     study = read(small, copied)
     labels = [sweep.label for sweep in study.sweeps]
     assert len(set(labels)) == 2 and all(label.endswith("fair") for label in labels)
+
+
+# ------------------------------------------------------------------------------ how to repeat it
+
+
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [
+        ("python -m cmunet_jax.main --config configs/sweep.py --workdir runs/a", "runs/a"),
+        ("python -m cmunet_jax.main --config configs/sweep.py --workdir=runs/a", "runs/a"),
+        ("python -m cmunet_jax.main --config configs/sweep.py", "runs/sweep"),
+        ("python -m cmunet_jax.main --workdir 'runs/two words'", "'runs/two words'"),
+    ],
+)
+def test_the_report_reads_what_the_sweep_command_writes(copied, command, folder):
+    def record(content: dict[str, Any]) -> None:
+        content["command"], content["versions"]["source"] = command, "git 0123"
+
+    edit(copied / "sweep.json", record)
+    found = read(copied).reproduction
+    assert found.commands[-2] == command
+    assert found.commands[-1].endswith(f"--config configs/report.py --config.sweep={folder}")
+    assert found.versions["source"] == "git 0123"
+
+
+def test_without_a_command_the_stored_config_is_named(copied):
+    *_, sweep, report = read(copied).reproduction.commands
+    assert sweep.startswith("# fair: no command was recorded") and f"{copied}/sweep.json" in sweep
+    assert report.endswith(f"--config.sweep={copied}")
+
+
+def test_a_sweep_in_a_bucket_is_copied_first(copied):
+    command = "python -m cmunet_jax.main --workdir gs://bucket/a"
+    edit(copied / "sweep.json", lambda content: content.update(command=command))
+    *_, copy, report = read(copied).reproduction.commands
+    assert copy == f"# copy gs://bucket/a to {copied}"
+    assert report.endswith(f"--config.sweep={copied}")
 
 
 # ---------------------------------------------------------------------------------- invariance

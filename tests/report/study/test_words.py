@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from cmunet_jax.report.study import read_study
+from cmunet_jax.report.study import read_study, wording
+from cmunet_jax.report.study.model import Overlap
 from tests.report import fake_sweep
 
 
@@ -27,6 +30,56 @@ def test_the_answers_name_who_helped_and_who_did_not(study):
 def test_the_collapse_is_put_down_to_the_protocol_where_it_vanishes(study):
     found = answer(study, "made by the protocol")
     assert "do not overlap" in found.answer and "46.9 %" in found.answer
+    # One run of the paper's protocol: a wide gap between two networks is not one of protocols.
+    assert found.certainty == "unclear" and "With one run" in found.answer
+    assert "test images differ" not in found.answer
+
+
+def test_a_gap_is_clear_with_several_runs_on_the_same_images_only(study):
+    """The rule itself, on drops that differ by far."""
+    sweeps = [s for s in study.sweeps if s.label in ("fair", "paper")]
+    drops = [dataclasses.replace(d, n_runs=3) for d in study.drops if d.sweep in ("fair", "paper")]
+
+    def found(cells):
+        (answer,) = wording._is_it_the_protocol(sweeps, cells, drops)
+        return answer
+
+    assert found(study.cells).certainty == "clear"
+    moved = [
+        dataclasses.replace(c, per_image=dataclasses.replace(c.per_image, ids=("a", "b")))
+        if c.sweep == "paper"
+        else c
+        for c in study.cells
+    ]
+    assert found(moved).certainty == "unclear"
+    assert "The test images differ (2 and 40, 0 in both)" in found(moved).answer
+
+
+def test_a_loss_of_single_runs_is_not_clear(study):
+    loss = {f.question: f for f in study.findings if "is lost" in f.question}
+    assert [f.certainty for q, f in loss.items() if "As released" in q] == ["unclear"]
+    assert [f.certainty for q, f in loss.items() if "Six methods" in q] == ["clear"]
+    assert {d.n_runs for d in study.drops if d.sweep == "paper"} == {1}
+    spark = next(d for d in study.drops if (d.sweep, d.method) == ("fair", "spark"))
+    assert spark.n_runs == 3
+
+
+def test_selection_on_the_test_split_and_patients_in_training_are_named(study):
+    caveats = [c for c in study.caveats if "(As released)" in c]
+    assert any("chosen by test/dice, on the images that they were then" in c for c in caveats)
+    assert any("had seen 5 patients of the split 'test': splits 'paper'" in c for c in caveats)
+    assert study.caveats[1] == caveats[0]  # what is missing, then this: the gravest first
+    (fair,) = [s for s in study.sweeps if s.label == "fair"]
+    assert fair.selected_on == ("",) and fair.seen == Overlap(0, 0, "")
+
+
+def test_without_scratch_nothing_is_said_about_pretraining(tmp_path):
+    sweep = fake_sweep.build_fair(
+        tmp_path, methods=("cmunet",), labels=(18, 500), draws=(0, 1), search=False, failed=""
+    )
+    study = read_study([sweep], resamples=50)
+    assert any("Training from scratch has no result, so" in c for c in study.caveats)
+    assert study.findings[0].short.startswith("CM-UNet: ")
 
 
 def test_the_defect_that_mattered_most_is_the_largest_clear_change(study):
