@@ -1,15 +1,17 @@
 """The layers of the U-Net that Flax does not have in the form needed here.
 
-`fast=True` takes a form that XLA compiles to quick code on CPU, where the stock gradient of max
-pooling and the stock transposed convolution are several times slower. `fast=False` takes the
-textbook operation. Both have the same parameters, values and gradients (tests: 1e-10 in float64).
-Convolving the halves of a concatenation apart was measured too: no faster, so it is not here.
+`fast=True` takes a form that XLA compiles to quick code on CPU, where the stock gradients of max
+pooling and of a convolution's kernel and the stock transposed convolution are several times slower.
+`fast=False` takes the textbook operation. Both have the same parameters, values and gradients
+(tests: 1e-10 in float64). Convolving the halves of a concatenation apart was measured too: no
+faster, so it is not here.
 
 Parameters are float32; `dtype` is the type of the computation. Layout is [B, H, W, C].
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +25,88 @@ Dtype = Any
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 he_normal = nn.initializers.he_normal()
+
+
+class Conv(nn.Module):
+    """Convolution of stride 1 that keeps the size: [B, H, W, C] to [B, H, W, features].
+
+    Parameters are those of `flax.linen.Conv`: kernel [size, size, C, features] and bias.
+    """
+
+    features: int
+    size: int = 3
+    dtype: Dtype = jnp.float32
+    fast: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, C] to [B, H, W, features]; zero outside the map."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", he_normal, shape, jnp.float32).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        convolve = _convolve_fast if self.fast and self.size == 3 else _convolve
+        return convolve(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
+def _convolve(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+
+
+_convolve_fast = jax.custom_vjp(_convolve)
+
+
+def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+
+    def stock(x: Array, dy: Array) -> Array:
+        return jax.vjp(lambda k: _convolve(x, k), kernel)[1](dy)[0]
+
+    # Cutting a batch that is spread over devices would bring all of it to each of them.
+    small = x.shape[1] < _LARGE or min(x.shape[-1], dy.shape[-1]) < _FEW
+    if small or jax.device_count() > 1:
+        dkernel = stock(x, dy)
+    else:
+        dkernel = lax.platform_dependent(x, dy, cpu=_kernel_gradient, default=stock)
+    return _convolve(dy, turned), dkernel
+
+
+_convolve_fast.defvjp(_convolve_forward, _convolve_backward)
+
+# Below these numbers of rows and channels the stock gradient is as quick, or quicker.
+_LARGE, _FEW = 64, 64
+_ROWS = 8
+
+
+def _kernel_gradient(x: Array, dy: Array) -> Array:
+    """The gradient [3, 3, C, F] of a 3×3 kernel as matrix products over blocks of rows.
+
+    The nine shifted copies of a block of x [B, H, W, C] lie side by side in the cache and are
+    multiplied by the same block of dy [B, H, W, F] at once. Copies of the whole map, or the stock
+    convolution with dy as its kernel, wait for memory.
+    """
+    b, h, w, c = x.shape
+    rows = math.gcd(h, _ROWS)
+    blocks = h // rows
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def add(total: Array, index: Array) -> tuple[Array, None]:
+        image, top = index // blocks, index % blocks * rows
+        block = lax.dynamic_slice(padded, (image, top, 0, 0), (1, rows + 2, w + 2, c))[0]
+        out = lax.dynamic_slice(dy, (image, top, 0, 0), (1, rows, w, dy.shape[-1]))[0]
+        shifted = [block[i : i + rows, j : j + w] for i in range(3) for j in range(3)]
+        matrix = jnp.concatenate(shifted, axis=-1).reshape(rows * w, 9 * c)
+        product = jnp.matmul(matrix.T, out.reshape(rows * w, -1), preferred_element_type=wide)
+        return total + product, None
+
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    zero = jnp.zeros((9 * c, dy.shape[-1]), wide)
+    total, _ = lax.scan(add, zero, jnp.arange(b * blocks))
+    return total.reshape(3, 3, c, -1).astype(x.dtype)
 
 
 class UpConv(nn.Module):

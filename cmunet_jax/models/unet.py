@@ -17,8 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cmunet_jax.models.layers import (
     BatchNorm,
+    Conv,
     UpConv,
-    he_normal,
     max_pool,
     sites_of,
     upsample_bilinear,
@@ -50,6 +50,7 @@ class Block(nn.Module):
 
     features: int
     dtype: Dtype = jnp.float32
+    fast: bool = True
 
     @nn.compact
     def __call__(self, x: Array, train: bool, sites: Array | None = None) -> Array:
@@ -59,7 +60,8 @@ class Block(nn.Module):
         convolution's own output needs no mask: normalisation looks at no other site.
         """
         for i in (1, 2):
-            x = checkpoint_name(_conv(self.features, 3, self.dtype, name=f"conv{i}")(x), _CONVOLVED)
+            x = Conv(self.features, 3, self.dtype, self.fast, name=f"conv{i}")(x)
+            x = checkpoint_name(x, _CONVOLVED)
             x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train, sites=sites))
         return x
 
@@ -100,12 +102,15 @@ class Encoder(nn.Module):
             x = jnp.where(sites[0], x, 0)
         skips = []
         for level in range(LEVELS):
-            block = _block(self.width << level, self.dtype, self.remat, name=f"down{level + 1}")
+            block = self._block(self.width << level, f"down{level + 1}")
             x = block(x, train, sites[level])
             skips.append(x)
             x = max_pool(x, fast=self.fast)
-        bottleneck = _block(self.width << LEVELS, self.dtype, self.remat, name="bottleneck")
+        bottleneck = self._block(self.width << LEVELS, "bottleneck")
         return bottleneck(x, train, sites[LEVELS]), skips
+
+    def _block(self, features: int, name: str) -> nn.Module:
+        return _block(features, self.dtype, self.fast, self.remat, name=name)
 
 
 class Decoder(nn.Module):
@@ -135,8 +140,9 @@ class Decoder(nn.Module):
             else:
                 x = UpConv(features, self.dtype, self.fast, name=f"upsample{level + 1}")(x)
             x = jnp.concatenate([x, skips[level]], axis=-1)
-            x = _block(features, self.dtype, self.remat, name=f"up{level + 1}")(x, train)
-        head = _conv(self.out_channels, 1, self.dtype, name="head")
+            name = f"up{level + 1}"
+            x = _block(features, self.dtype, self.fast, self.remat, name=name)(x, train)
+        head = Conv(self.out_channels, 1, self.dtype, name="head")
         return head(x).astype(jnp.promote_types(self.dtype, jnp.float32))
 
 
@@ -159,15 +165,12 @@ class UNet(nn.Module):
         return decoder(*encoder(x, train=train), train=train)
 
 
-def _block(features: int, dtype: Dtype, remat: str, *, name: str) -> nn.Module:
+def _block(features: int, dtype: Dtype, fast: bool, remat: str, *, name: str) -> nn.Module:
     """A block that stores for its gradient what `REMAT[remat]` says; values are the same."""
-    if remat == "none":
-        return Block(features, dtype, name=name)
-    return nn.remat(Block, static_argnums=(2,), policy=REMAT[remat])(features, dtype, name=name)
-
-
-def _conv(features: int, size: int, dtype: Dtype, *, name: str) -> nn.Conv:
-    return nn.Conv(features, (size, size), dtype=dtype, kernel_init=he_normal, name=name)
+    block: Any = Block
+    if remat != "none":
+        block = nn.remat(Block, static_argnums=(2,), policy=REMAT[remat])
+    return block(features, dtype, fast, name=name)
 
 
 def check_size(height: int, width: int) -> None:

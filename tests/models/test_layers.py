@@ -45,6 +45,34 @@ def test_up_convolution_is_flax_conv_transpose():
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("shape", [(2, 64, 48, 4), (1, 72, 16, 5), (3, 16, 16, 7), (2, 66, 6, 1)])
+def test_convolution_is_flax_conv(shape, monkeypatch):
+    """With and without the fast gradient; rows that eight divides, and that it does not."""
+    monkeypatch.setattr(layers, "_FEW", 4)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape))
+    fast, plain = (layers.Conv(6, dtype=jnp.float64, fast=fast) for fast in (True, False))
+    variables = random_weights(fast, x, dtype=np.float64)
+    oracle = nn.Conv(6, (3, 3), dtype=jnp.float64)
+    expected = _value_and_gradients(oracle.apply, variables, x)
+    _assert_same(_value_and_gradients(fast.apply, variables, x), expected)
+    _assert_same(_value_and_gradients(plain.apply, variables, x), expected)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_fast_kernel_gradient_is_used_on_a_cpu_alone():
+    x = jnp.ones((1, 64, 64, 64))
+    layer = layers.Conv(64, dtype=jnp.float64)
+    step = jax.jit(jax.grad(lambda v: layer.apply(v, x).sum()))
+    lowered = {
+        platform: step.trace({"params": {"kernel": jnp.ones((3, 3, 64, 64)), "bias": jnp.ones(64)}})
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert ["while" in text for text in lowered.values()] == [True, False, False]
+
+
+@pytest.mark.usefixtures("float64")
 def test_max_pool_is_flax_max_pool():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 10, 3)))
     _assert_same(
