@@ -78,6 +78,7 @@ class Sweep:
       failed: those that failed.
       seconds: spent by all trials that finished.
       energy_joules: the same; NaN where unknown.
+      deviations: sentences on where it is less than its protocol asks for.
     """
 
     label: str
@@ -95,6 +96,7 @@ class Sweep:
     failed: int
     seconds: float
     energy_joules: float
+    deviations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def describe(sweep: SweepFiles) -> Sweep:
         failed=sweep.failed,
         seconds=float(np.nansum(spent)) if spent else 0.0,
         energy_joules=_energy(sweep.trials),
+        deviations=tuple(str(line) for line in record.get("deviations") or ()),
     )
 
 
