@@ -9,12 +9,15 @@ methods × labels × draws × seeds, with one pre-training for each method and s
 learning rate for each method and label count, and one evaluation on the test split for each
 fine-tuning. The same command continues where it stopped and does only what is missing; several at
 once share the work. Arguments after the colon: size=small|paper|demo|tiny, data=NAME,
-protocol=fair|paper. Protocol `fair`: the same number of steps at every label count, the same search
-for every method, nothing chosen on test images. Protocol `paper`: 128 epochs, its image-level
-splits, learning rates by 3-fold cross-validation, the checkpoint selected on the test split. Where
-a data set has no test split: --config.test_split=val --config.data.splits=holdout:100
---config.search.split=holdout. A day or two on two cores with size=small, minutes with size=tiny;
-dry_run measures it.
+protocol=fair|paper. A list is given once, with commas: a flag that is repeated adds to it. Protocol
+`fair`: the same number of steps at every label count, the same search for every method, the same
+number of images in every pre-training (pretrain_for, which overrules pretrain.METHOD.train_for;
+pretrain_for=own gives each recipe its own time), nothing chosen on test images. What a study under
+it lacks (fewer than three draws, epochs instead of steps) is said and kept in sweep.json. Protocol
+`paper`: 128 epochs, its image-level splits, learning rates by 3-fold cross-validation, the
+checkpoint selected on the test split. Where a data set has no test split: --config.test_split=val
+--config.data.splits=holdout:100 --config.search.split=holdout. A day or two on two cores with
+size=small, minutes with size=tiny; dry_run measures it.
 """
 
 import ml_collections
@@ -24,6 +27,14 @@ from configs import common, evaluate, finetune, pretrain
 
 SIZES = ("small", "paper", "demo", "tiny")
 RATES = {"fair": (3e-4, 1e-3, 3e-3), "paper": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)}
+# Images that every pre-training of `fair` sees, each as often as it comes up. At the paper's size
+# about the 300 epochs of CM-UNet on its 1,300 images; else the steps of configs/pretrain.py.
+PRETRAIN_FOR = {
+    "paper": "400000 examples",
+    "small": "48000 examples",
+    "demo": "8000 examples",
+    "tiny": "192 examples",
+}
 SCALES = {
     "paper": "the paper's: U-Net-64 at 256²",
     "small": "small: U-Net-16 at 128², a few hundred steps",
@@ -79,7 +90,8 @@ def get_config(arg=None):
     config.variant_labels = ()  # (): those of the sweep
     config.main_variant = True  # False: only the variants
     config.known_variants = ml_collections.ConfigDict(DEFECTS)
-    config.pretrain_for = ""  # the same duration for every method; '': each its own
+    # The same duration for every method, or 'own': as its recipe says.
+    config.pretrain_for = "own" if arg.protocol == "paper" else PRETRAIN_FOR[arg.size]
     config.data = common.data(arg.data, arg.size)
     config.pretrain = ml_collections.ConfigDict()
     for name in pretrain.OBJECTIVES:

@@ -3,9 +3,10 @@
 import importlib
 
 
-def tiny(stage, dataset, steps, *, preset="fixed", **overrides):
+def tiny(stage, dataset, steps, *, preset="fixed", objective="cmunet", **overrides):
     """The config of a training stage at its tiny size, on a built data set, for a few steps."""
-    argument = f"size=tiny,preset={preset}" + (",init=scratch" if stage == "finetune" else "")
+    kind = "init=scratch" if stage == "finetune" else f"objective={objective}"
+    argument = f"size=tiny,preset={preset},{kind}"
     config = importlib.import_module(f"configs.{stage}").get_config(argument)
     config.data.dir = str(dataset.directory.parents[2])
     config.data.name = dataset.name

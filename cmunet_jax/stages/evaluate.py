@@ -37,7 +37,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     )
     loaded = segmenter.loaded
     workdir = workdir or loaded.path.parent.parent / f"evaluation-{config.split}"
-    dataset = _open(config, loaded.config)
+    dataset = open_data(config, loaded.config)
     datasets.size_of(dataset, config.split, key="split")
     overlap = provenance.check_unseen(loaded.config, dataset, config.split)
     result = evaluator.evaluate(
@@ -76,8 +76,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     return 0
 
 
-def _open(config: ml_collections.ConfigDict, trained: Mapping[str, Any]) -> AngioDataset:
-    """The data set to evaluate on: that of the training, divided as it was there, by default."""
+def open_data(config: ml_collections.ConfigDict, trained: Mapping[str, Any]) -> AngioDataset:
+    """The data set to evaluate on: that of the training, divided as it was there, by default.
+
+    Args:
+      config: of this stage.
+      trained: the stored config of the checkpoint.
+
+    Raises:
+      UserError: if it cannot be opened or divided so.
+    """
     data = config.data.copy_and_resolve_references()
     same = data.name in ("", trained["data"]["name"])
     data.name, data.dir = data.name or trained["data"]["name"], data.dir or trained["data"]["dir"]

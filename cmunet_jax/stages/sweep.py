@@ -12,7 +12,7 @@ import ml_collections
 from cmunet_jax import config as config_lib
 from cmunet_jax.data import datasets
 from cmunet_jax.stages import record, revision, train
-from cmunet_jax.sweep import estimates, plan, runners
+from cmunet_jax.sweep import estimates, fairness, plan, runners
 from cmunet_jax.sweep.claims import dump, now, parse
 from cmunet_jax.sweep.store import Store, open_store
 from tfds_angio.errors import UserError
@@ -46,13 +46,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | str | None) -
     )
     with config.unlocked():
         config.fingerprint = dataset.fingerprint
+    deviations = fairness.deviations(config, plan.budgets(trials))
+    for line in deviations:
+        print(f"Less than protocol fair asks for: {line}")
     store = open_store(workdir)
     _check_data(store, dataset.name, dataset.fingerprint)
     if config.dry_run:
         estimates.show(trials, config, store)
         return 0
     facts = {"name": dataset.name, "fingerprint": dataset.fingerprint, "splits": dataset.sizes}
-    _write(store, config, trials, facts)
+    _write(store, config, trials, facts, deviations)
     return runners.RUNNERS[config.runner](trials, config, workdir)
 
 
@@ -77,6 +80,7 @@ def _write(
     config: ml_collections.ConfigDict,
     trials: Sequence[plan.Trial],
     data: dict[str, Any],
+    deviations: Sequence[str],
 ) -> None:
     """Writes sweep.json and plan.json; workers that start later find them as they are.
 
@@ -87,6 +91,7 @@ def _write(
         "version": 1,
         "title": config.title,
         "protocol": config.protocol,
+        "deviations": list(deviations),
         "scale": config.scale,
         "config": config_lib.to_dict(config),
         "data": data,

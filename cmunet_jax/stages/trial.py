@@ -7,7 +7,6 @@ and `evaluation/`. By hand it repeats or finishes one trial. It ends when its st
 which is how it learns that its worker has died.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from typing import Any
 
 from absl import flags, logging
@@ -25,12 +25,12 @@ from cmunet_jax import config as config_lib
 from cmunet_jax.stages import devices, evaluate, measure, record, train
 from cmunet_jax.sweep import child
 from cmunet_jax.sweep.claims import now
+from cmunet_jax.sweep.store import FULL
 from cmunet_jax.train import loop, metrics_file, store
 from tfds_angio.errors import UserError
 
 _LOCK_SECONDS = 60.0
-_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_STORAGE_TEXTS = tuple(os.strerror(number) for number in _STORAGE)
+_FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
 
 
 def run(folder: pathlib.Path) -> int:
@@ -38,7 +38,7 @@ def run(folder: pathlib.Path) -> int:
 
     Returns:
       0, loop.EXIT_PREEMPTED when stopped (state saved), child.EXIT_STORAGE where the disk is full
-      or read-only, 2 on an error that the outcome tells in one line.
+      or cannot be written, 2 on an error that the outcome tells in one line.
     """
     outcome: dict[str, Any] = {}
     status = 0
@@ -57,7 +57,7 @@ def run(folder: pathlib.Path) -> int:
     except OSError as error:
         traceback.print_exc()
         outcome = {"error": f"{type(error).__name__}: {error}"}
-        status = child.EXIT_STORAGE if error.errno in _STORAGE else 1
+        status = child.EXIT_STORAGE if error.errno in FULL else 1
     except Exception as error:  # Whatever a trial dies of is recorded; the sweep goes on.
         traceback.print_exc()
         outcome, status = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}, 1
@@ -100,7 +100,11 @@ def _do(spec: dict[str, Any], folder: pathlib.Path) -> tuple[int, dict[str, Any]
 
 def _where_it_began(workdir: pathlib.Path) -> str | None:
     """`init_from` of a run that has saved: it goes on without it, wherever that is by now."""
-    if not store.step_folders(workdir / "checkpoints") or not (workdir / record.FILE).is_file():
+    if not (workdir / record.FILE).is_file():
+        return None
+    if not store.step_folders(workdir / "checkpoints"):
+        # It has nothing to lose, and may have to begin elsewhere: a pre-training that was repeated.
+        (workdir / record.FILE).unlink()
         return None
     return json.loads((workdir / record.FILE).read_text())["config"].get("init_from")
 
@@ -133,25 +137,46 @@ def _evaluate(
     config.checkpoint = str(folder / "run")
     step, manifest = _last(folder / "run")
     summary = folder / "evaluation" / "summary.json"
-    if summary.is_file():
-        try:
-            found = json.loads(summary.read_text())
-        except ValueError:
-            found = {}
-        stored = found.get("checkpoint", {})
-        saved = store.step_folders(folder / "run" / "checkpoints").get(stored.get("step", -1))
-        if saved and store.read_manifest(saved).digest == stored.get("digest"):
+    found = _evaluated(folder, summary)
+    if found:
+        dataset = evaluate.open_data(config, manifest.config)
+        if _measured_on(found) == (dataset.fingerprint, config.split):
             return found
-        if stored:
-            raise UserError(
-                f"{summary} is of other weights (step {stored.get('step')}, digest "
-                f"{str(stored.get('digest'))[:12]}) than those in {folder / 'run'}: the test split "
-                "is read once for a trial. Move the trial's folder away to do it from the start."
-            )
+        aside = folder / f"evaluation.other-{uuid.uuid4().hex[:8]}"
+        summary.parent.rename(aside)
+        print(f"evaluation/ was of other data than this trial's: kept as {aside.name}, read again.")
     digest = manifest.digest if str(config.step) == "latest" else None
     _log_read(folder, spec, config.split, digest, "final evaluation")
     evaluate.run(config, folder / "evaluation")
     return json.loads(summary.read_text())
+
+
+def _evaluated(folder: pathlib.Path, summary: pathlib.Path) -> dict[str, Any]:
+    """The evaluation that a trial has of its weights; {} where there is none.
+
+    Raises:
+      UserError: if it is of other weights.
+    """
+    try:
+        found = json.loads(summary.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    stored = found.get("checkpoint", {})
+    saved = store.step_folders(folder / "run" / "checkpoints").get(stored.get("step", -1))
+    if saved and store.read_manifest(saved).digest == stored.get("digest"):
+        return found
+    if stored:
+        raise UserError(
+            f"{summary} is of other weights (step {stored.get('step')}, digest "
+            f"{str(stored.get('digest'))[:12]}) than those in {folder / 'run'}: the test split "
+            "is read once for a trial. Move the trial's folder away to do it from the start."
+        )
+    return {}
+
+
+def _measured_on(summary: dict[str, Any]) -> tuple[str | None, str | None]:
+    """(fingerprint of the data, split) of an evaluation."""
+    return summary.get("dataset", {}).get("fingerprint"), summary.get("split")
 
 
 def _log_read(
@@ -187,15 +212,15 @@ def _lock(folder: pathlib.Path) -> int:
 
 
 def _of_storage(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is a full or read-only disk."""
+    """Whether an error, or what caused it, is a disk that is full or cannot be written."""
     seen: set[int] = set()
     text = str(error)
     while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in _STORAGE:
+        if isinstance(error, OSError) and error.errno in FULL:
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return any(phrase in text for phrase in _STORAGE_TEXTS)
+    return any(phrase in text for phrase in _FULL_TEXTS)
 
 
 def _end_with_worker() -> None:

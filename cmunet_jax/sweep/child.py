@@ -14,7 +14,7 @@ from typing import Any
 
 MODULE = "cmunet_jax.stages.trial"
 SPEC, OUTCOME, LOG = "spec.json", "outcome.json", "log.txt"
-EXIT_STORAGE = 74  # EX_IOERR: the disk is full or read-only
+EXIT_STORAGE = 74  # EX_IOERR: the disk is full, read-only or failing
 _PATIENCE = 120.0  # seconds that a stopping child has to save
 
 

@@ -53,10 +53,25 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _alive(pid: int, started: float) -> bool:
-    """Whether process `pid` of this machine is still the one that started then."""
+def _ticks(pid: int) -> int | None:
+    """Clock ticks from the machine's start to that of a process; None where Linux does not tell.
+
+    proc(5), field 22. Unlike a time of day it does not move when the clock is set.
+    """
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 1.0
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])  # The name, in parentheses, may hold any sign.
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    """Whether the process of this machine that took a trial is there; its number may be reused."""
+    try:
+        process = psutil.Process(int(holder.get("pid", 0)))
+        if holder.get("ticks") is not None:
+            return _ticks(process.pid) == holder["ticks"]
+        return abs(process.create_time() - float(holder.get("started", 0.0))) < 1.0
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
@@ -95,7 +110,7 @@ class Claims:
         self._owner = uuid.uuid4().hex
         self._machine = _machine()
         me = psutil.Process()
-        self._process = {"pid": me.pid, "started": me.create_time()}
+        self._process = {"pid": me.pid, "started": me.create_time(), "ticks": _ticks(me.pid)}
         # What was last seen of the claims of others, and when.
         self._seen: dict[str, tuple[Any, float]] = {}
 
@@ -142,9 +157,7 @@ class Claims:
         holder = parse(self._store.read(f"trials/{key}/attempts/{newest}.json")) or {}
         if holder.get("owner") == self._owner:
             return True  # Ours, from before an error; this runner does one trial at a time.
-        if holder.get("machine") == self._machine and not _alive(
-            int(holder.get("pid", 0)), float(holder.get("started", 0.0))
-        ):
+        if holder.get("machine") == self._machine and not _alive(holder):
             return True
         sign, at = (newest, lease.get("attempt"), lease.get("beat")), self._clock()
         if self._seen.get(key, (None, 0.0))[0] != sign:

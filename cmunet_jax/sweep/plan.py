@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from cmunet_jax import config as config_lib
-from cmunet_jax.sweep import variants
+from cmunet_jax.sweep import fairness, variants
 from tfds_angio.errors import UserError
 
 SELECTED = "selected"  # stands for a learning rate that a search has yet to find
@@ -87,11 +87,21 @@ def make_plan(
     found: dict[str, Trial] = {}
     for trial in planner.trials():
         found.setdefault(trial.key, trial)
+    fairness.check_budgets(config, budgets(found.values()))
     order = {"pretrain": 0, "search": 1, "finetune": 2}
     # Draw after draw, so that a sweep that is stopped early has compared all methods.
     return sorted(
         found.values(), key=lambda t: (order[t.kind], bool(t.variant), t.draw or 0, t.seed)
     )
+
+
+def budgets(trials: Iterable[Trial]) -> dict[str, fairness.Budget]:
+    """The length of each method's pre-training, without variants."""
+    return {
+        t.method: fairness.Budget(t.steps, t.config["batch_size"])
+        for t in trials
+        if t.kind == "pretrain" and not t.variant
+    }
 
 
 def strings(values: Any) -> tuple[str, ...]:
@@ -114,15 +124,17 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     for method in methods:
         config_lib.choose("config.methods", method, ("scratch", *config.pretrain.keys()))
-    for key, low in (("labels", 0), ("draws", 0), ("seeds", 0), ("learning_rates", 0)):
+    for key in ("labels", "draws", "seeds", "learning_rates"):
         values = tuple(config[key])
-        if not values:
+        if values in ((), ("",)):  # The second is what a flag with nothing after its '=' gives.
             raise UserError(f"config.{key} is empty: give at least one value.")
         if len(set(values)) != len(values):
             raise UserError(f"config.{key}={values} names a value twice.")
         bad = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float)]
-        if bad or min(values) < low or (key == "learning_rates" and min(values) <= 0):
-            raise UserError(f"config.{key}={values}: every value must be a number above {low - 1}.")
+        positive = key == "learning_rates"
+        if bad or min(values) < 0 or (positive and min(values) == 0):
+            wanted = "a number above 0" if positive else "0 or more"
+            raise UserError(f"config.{key}={values}: every value must be {wanted}.")
     if config.lease_seconds < 1 or config.max_attempts < 1:
         raise UserError("config.lease_seconds and config.max_attempts must be at least 1.")
     if not 0 < config.search.fraction <= 1:
@@ -147,7 +159,7 @@ class _Planner:
                 parts = variants.apply(base, changes, method) if name else base
                 if name and variants.same_for(method, parts, base):
                     continue
-                guard(sweep, parts, name)
+                fairness.guard(sweep, parts, name)
                 yield from self._of_method(method, name, parts, base)
 
     def _of_method(
@@ -360,28 +372,3 @@ def scaled(duration: str, fraction: float) -> str:
     if match[2].strip().startswith("step"):
         return f"{max(round(value), 1)} steps"
     return f"{value:.6g} {match[2].strip()}"
-
-
-def guard(sweep: ml_collections.ConfigDict, parts: variants.Parts, variant: str) -> None:
-    """Under the protocol `fair` nothing but the final evaluation reads the test split.
-
-    A variant may: that is then what it is there to show.
-
-    Raises:
-      UserError: naming the key that would read it.
-    """
-    if sweep.protocol != "fair":
-        return
-    test = sweep.test_split
-    searching = len(tuple(sweep.learning_rates)) > 1 and not sweep.search.folds
-    if searching and sweep.search.split == test:
-        raise UserError(
-            f"config.search.split='{test}' is also config.test_split: learning rates would be "
-            "chosen on test images. Search elsewhere, for example on images held out of train: "
-            "--config.data.splits=holdout:100 --config.search.split=holdout"
-        )
-    if not variant and parts.finetune.eval_split == test:
-        raise UserError(
-            f"config.finetune.eval_split='{test}' is also config.test_split, which protocol fair "
-            "reads once, at the end. Set --config.finetune.eval_split= (nothing) or another split."
-        )

@@ -36,12 +36,19 @@ class Records:
         self._final: dict[str, dict[str, Any]] = {}
         self.complaints: list[str] = []
 
-    def result(self, key: str) -> dict[str, Any] | None:
+    def result(self, key: str, *, again: bool = False) -> dict[str, Any] | None:
         """The result of a trial that has ended, or None.
 
         A half-written result, or one of another data set, is reported once, moved aside and counts
-        as none: the trial is then continued from what its folder holds.
+        as none: the trial is then continued from what its folder holds. An evaluation there that
+        was made on other data is moved aside too, and made again (stages/trial.py).
+
+        Args:
+          key: of the trial.
+          again: read it also where it is known: another runner may have withdrawn it since.
         """
+        if again:
+            self._final.pop(key, None)
         if key in self._final:
             return self._final[key]
         name = f"trials/{key}/result.json"
@@ -70,9 +77,11 @@ class Records:
         aside = f"{name.removesuffix('.json')}.rejected-{uuid.uuid4().hex[:8]}.json"
         line = f"{self._store.url}/{name} {why}: "
         line += (
-            f"kept as {aside.rsplit('/', 1)[-1]}, the trial is done again."
+            f"kept as {aside.rsplit('/', 1)[-1]}, the trial is done again from what its folder "
+            "holds: weights are trained on, an evaluation counts if it is of these weights and "
+            "this data."
             if self._mend
-            else ("it is ignored.")
+            else "it is ignored."
         )
         self.complaints.append(line)
         logging.warning("%s", line)

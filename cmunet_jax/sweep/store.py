@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from tfds_angio.errors import UserError
 
-# Errors of a file system that another trial would meet too.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# Errors of a file system that another trial would meet too: no fault of the one that met them.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _EXISTS = (409, 412, "409", "412", "PreconditionFailed")
 

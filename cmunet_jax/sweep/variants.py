@@ -13,6 +13,7 @@ from cmunet_jax import config as config_lib
 from tfds_angio.errors import UserError
 
 TEST = "{test}"  # stands for config.test_split
+OWN = "own"  # as config.pretrain_for: every pre-training as long as its recipe says
 _OWN_DATA = ("split",)  # what a stage says of its data; the rest is the sweep's
 
 
@@ -33,7 +34,7 @@ def parts_of(sweep: ConfigDict) -> Parts:
         with part.unlocked():
             part.data.update({k: v for k, v in sweep.data.items() if k not in _OWN_DATA})
     for part in pretrain.values():
-        if sweep.pretrain_for:
+        if sweep.pretrain_for not in ("", OWN):
             part.train_for = sweep.pretrain_for
     _name_test(finetune, sweep.test_split)
     return Parts(pretrain, finetune, sweep.evaluate.copy_and_resolve_references())

@@ -17,7 +17,7 @@ from absl import logging
 
 from cmunet_jax.sweep import child as child_lib
 from cmunet_jax.sweep import records as records_lib
-from cmunet_jax.sweep.claims import Claim, Claims, dump
+from cmunet_jax.sweep.claims import Claim, Claims, dump, parse
 from cmunet_jax.sweep.energy import Meter
 from cmunet_jax.sweep.plan import Trial
 from cmunet_jax.sweep.records import DONE, FAILED, READY, Records, State
@@ -121,20 +121,33 @@ class Worker:
         return self._records.result(key) is not None
 
     def _ready(self, trial: Trial) -> bool:
-        """Whether the pre-training is there; one whose checkpoint is gone is done again, once."""
-        for key in trial.depends:
-            before = self._by_key[key]
-            if before.kind == "pretrain" and not self._store.names(f"trials/{key}/run/checkpoints"):
-                why = f"({before.name}) names a checkpoint that is no longer there"
-                attempts = (self._records.result(key) or {}).get("attempts", 1)
-                self._records.withdraw(key, why)
-                if key in self._withdrawn:
-                    error = "its checkpoint was gone again after it was repeated"
-                    content = _failed(error, attempts, {}) | {"seconds": None}
-                    self._records.publish(key, content | {"energy_joules": None})
-                self._withdrawn.add(key)
-                return False
-        return True
+        """Whether the weights that a trial starts from are those of its finished pre-training."""
+        before = (self._by_key[key] for key in trial.depends)
+        return all(self._is_there(t) for t in before if t.kind == "pretrain")
+
+    def _is_there(self, before: Trial) -> bool:
+        """Whether a pre-training's published checkpoint is there; if not, it is done again, once.
+
+        An older step of the same run is no substitute: its weights are unfinished.
+        """
+        key = before.key
+        # Another runner may have withdrawn what this one has read, and be repeating it.
+        result = self._records.result(key, again=True)
+        if result is None or result["status"] != DONE:
+            return False
+        published = result["checkpoint"]
+        manifest = f"trials/{key}/{published['path']}/{checkpoints.MANIFEST}/metadata"
+        found = parse(self._store.read(manifest)) or {}
+        if found.get("digest") == published["digest"]:
+            return True
+        state = "with other content" if found else "that is no longer there"
+        self._records.withdraw(key, f"({before.name}) names a checkpoint {state}")
+        if key in self._withdrawn:
+            error = "its checkpoint was gone again after it was repeated"
+            content = _failed(error, result.get("attempts", 1), {}) | {"seconds": None}
+            self._records.publish(key, content | {"energy_joules": None})
+        self._withdrawn.add(key)
+        return False
 
     @contextlib.contextmanager
     def _heartbeat(self, claim: Claim) -> Iterator[Any]:
@@ -191,8 +204,7 @@ class Worker:
         except BaseException:
             process.kill()
             raise
-        if claim.lost or not self._claims.holds(claim):
-            self._view.say(f"{trial.name}: another runner has taken it over; left to that one.")
+        if self._is_lost(trial, claim):
             return
         outcome = process.outcome(status)
         if status == child_lib.EXIT_STORAGE:
@@ -204,13 +216,15 @@ class Worker:
         seconds, energy = cost()
         facts = {"seconds": round(seconds, 3), "energy_joules": energy}
         if outcome.get("error"):
-            self._fail(trial, folder, outcome, facts)
+            self._fail(trial, claim, folder, outcome, facts)
             return
         shown = tuple(f"run/{name}" for name in _SHOWN)
         needed = ("run/checkpoints",) if trial.kind == "pretrain" else ()
         self._share(trial.key, folder, (*shown, *needed, "evaluation", "reads", child_lib.LOG))
         if not needed and not self._store.local:
             self._store.remove(f"trials/{trial.key}/run/checkpoints")
+        if self._is_lost(trial, claim):  # An upload may take longer than a lease.
+            return
         attempts = len(self._store.names(f"trials/{trial.key}/failures")) + 1
         content = {"status": DONE, "error": None, "attempts": attempts, **outcome, **facts}
         if self._records.publish(trial.key, content):
@@ -221,6 +235,13 @@ class Worker:
             shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
         if trial.kind == "finetune" and self._store.local:
             records_lib.write_reads(self._store, self._plan)
+
+    def _is_lost(self, trial: Trial, claim: Claim) -> bool:
+        """Whether another runner owns the trial by now, who is then the one to publish."""
+        if not claim.lost and self._claims.holds(claim):
+            return False
+        self._view.say(f"{trial.name}: another runner has taken it over; left to that one.")
+        return True
 
     def _watch(
         self,
@@ -246,7 +267,12 @@ class Worker:
         return status
 
     def _fail(
-        self, trial: Trial, folder: Path, outcome: Mapping[str, Any], facts: Mapping[str, Any]
+        self,
+        trial: Trial,
+        claim: Claim,
+        folder: Path,
+        outcome: Mapping[str, Any],
+        facts: Mapping[str, Any],
     ) -> None:
         """Records a failed attempt; the last one is the trial's result."""
         error = outcome["error"]
@@ -254,6 +280,8 @@ class Worker:
         self._share(trial.key, folder, ("reads", child_lib.LOG))
         if count < self._settings.max_attempts:
             self._view.say(f"{trial.name}: attempt {count} failed, will be repeated: {error}")
+            return
+        if self._is_lost(trial, claim):
             return
         self._records.publish(trial.key, _failed(error, count, outcome) | dict(facts))
         self._view.say(f"{trial.name}: failed ({count} attempts): {error}")
@@ -267,16 +295,16 @@ class Worker:
         return folder
 
     def _source(self, key: str) -> Path:
-        """The run of a finished pre-training, as it is in the store.
+        """The published checkpoint of a finished pre-training: that very step, as in the store.
 
         What this machine may have of it, from an attempt that another runner finished, is older.
         """
+        checkpoint = (self._records.result(key) or {})["checkpoint"]
         if self._store.local:
-            return self._store.local / "trials" / key / "run"
-        checkpoint = (self._records.result(key) or {}).get("checkpoint") or {}
-        folder = self._settings.scratch / "sources" / f"{key}-{checkpoint.get('digest', '')[:16]}"
+            return self._store.local / "trials" / key / checkpoint["path"]
+        folder = self._settings.scratch / "sources" / f"{key}-{checkpoint['digest'][:16]}"
         self._fetch(key, folder)
-        return folder
+        return folder / Path(checkpoint["path"]).relative_to("run")
 
     def _fetch(self, key: str, target: Path) -> None:
         """Brings a run out of the store, whole or not at all, unless it is there."""

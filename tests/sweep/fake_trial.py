@@ -43,8 +43,9 @@ def main(folder: pathlib.Path) -> int:
         (folder / child.OUTCOME).write_text(json.dumps(content))
         return int(kind.split()[1])
     if behave.get("saves", True):
-        (folder / "run" / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
-        (folder / "run" / "checkpoints" / "1" / "weights").write_text("1")
+        manifest = folder / "run" / "checkpoints" / "1" / "manifest"
+        manifest.mkdir(parents=True, exist_ok=True)
+        (manifest / "metadata").write_text(json.dumps({"digest": "d"}))
     selection = spec["selection"] and {**spec["selection"], "value": behave.get("value")}
     outcome: dict[str, Any] = {
         "steps": 1,

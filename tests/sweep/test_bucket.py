@@ -149,7 +149,7 @@ def test_workers_with_folders_of_their_own_finish_a_plan_once(bucket, tmp_path):
     created = [name for name in bucket[0].created if "/attempts/" in name]
     assert sorted(created) == sorted(f"sweep/trials/{t.key}/attempts/1.json" for t in plan)
     # Who fine-tunes did not pre-train, as a rule: what it begins with came through the bucket.
-    assert all(_json(bucket, f"f{i}/evaluation/began.json") == ["3"] for i in range(3))
+    assert all(_json(bucket, f"f{i}/evaluation/began.json") == 3 for i in range(3))
 
 
 def test_a_machine_that_vanishes_loses_little(bucket, tmp_path):
@@ -182,13 +182,14 @@ def test_an_own_old_attempt_is_not_taken_for_the_result(tmp_path, monkeypatch):
     url = f"memory://{tmp_path}"
     store = open_store(url)
     result = {"version": 1, "key": "p", "status": "done", "data": stand_in.DATA, "steps": 9}
-    result["checkpoint"] = {"digest": "d" * 64}
+    result["checkpoint"] = {"path": "run/checkpoints/9", "digest": "d" * 64}
     store.write("trials/p/result.json", json.dumps(result).encode())
-    store.write("trials/p/run/checkpoints/9/manifest/metadata", b"9")
+    manifest = json.dumps({"step": 9, "digest": "d" * 64}).encode()
+    store.write("trials/p/run/checkpoints/9/manifest/metadata", manifest)
     (tmp_path / "trials" / "p" / "run" / "checkpoints" / "4").mkdir(parents=True)
     plan = [stand_in.trial("p", kind="pretrain"), stand_in.trial("f", after="p")]
     stand_in.work(plan, url, tmp_path)
-    assert json.loads(store.read("trials/f/evaluation/began.json")) == ["9"]
+    assert json.loads(store.read("trials/f/evaluation/began.json")) == 9
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from cmunet_jax.sweep import claims as claims_lib
@@ -121,12 +122,23 @@ def test_a_dead_owner_on_this_machine_is_replaced_at_once(tmp_path):
     assert claim.attempt == 2
 
 
-def test_another_process_with_the_same_number_is_not_the_owner(tmp_path):
+@pytest.mark.parametrize("key", ["started", "ticks"])
+def test_another_process_with_the_same_number_is_not_the_owner(tmp_path, key):
     store = open_store(tmp_path)
     first = Claims(store, LEASE)
-    first._process = {"pid": os.getpid(), "started": 1.0}  # before this machine was started
+    first._process = {"pid": os.getpid(), key: 1}  # before any of today's processes
     assert first.take("k")
     assert Claims(store, LEASE).take("k").attempt == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts from its start")
+def test_setting_the_clock_ends_no_process(tmp_path, monkeypatch):
+    """A time of day is the machine's start, which the kernel moves with the clock, and a span."""
+    store = open_store(tmp_path)
+    claim = Claims(store, LEASE).take("k")
+    before = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: before + 3600)
+    assert Claims(store, LEASE).take("k") is None and claim.attempt == 1
 
 
 def test_a_half_written_lease_expires_like_any_other(two):

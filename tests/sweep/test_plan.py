@@ -97,7 +97,7 @@ def test_what_changes_no_result_changes_no_key(change):
 
 def test_what_changes_a_result_changes_its_key_and_those_that_depend_on_it():
     base = study()
-    other = study(**{"pretrain.cmunet.train_for": "30 steps"})
+    other = study(pretrain_for="240 examples")
     assert not keys(base, "pretrain") & keys(other, "pretrain")
     for trial in base:
         assert (trial.key in keys(other)) == (trial.method == "scratch"), trial.name
@@ -197,10 +197,11 @@ def test_scaled(duration, fraction, expected):
         ({"methods": ()}, "methods is empty"),
         ({"methods": ("scratch", "cmunett")}, "did you mean 'cmunet'"),
         ({"labels": ()}, "labels is empty"),
+        ({"labels": ("",)}, "labels is empty"),
         ({"labels": (18, 18)}, "twice"),
         ({"labels": (18, 4000)}, "labels=4000"),
-        ({"draws": (-1,)}, "draws"),
-        ({"learning_rates": (0.0, 1e-3)}, "learning_rates"),
+        ({"draws": (-1,)}, "draws=.*0 or more"),
+        ({"learning_rates": (0.0, 1e-3)}, "learning_rates=.*above 0"),
         ({"search.fraction": 0.0}, "search.fraction"),
         ({"search.metric": "dize"}, "did you mean 'dice'"),
         ({"search.split": "test"}, "holdout"),

@@ -14,9 +14,10 @@ import uuid
 import pytest
 
 from cmunet_jax.sweep import child, worker
-from cmunet_jax.sweep.records import BLOCKED, DONE, FAILED, Records
+from cmunet_jax.sweep.records import BLOCKED, DONE, FAILED, READY, WAITING, Records
 from cmunet_jax.sweep.store import StorageError, open_store
 from cmunet_jax.sweep.worker import Settings, Worker
+from cmunet_jax.train import loop
 from tests.conftest import ROOT
 from tests.sweep import plans
 
@@ -68,7 +69,7 @@ def test_a_study_is_done_in_order_and_only_once(place, tmp_path):
     assert not stopped and {s.status for s in states.values()} == {DONE}
     fine = records.result("fine1")
     assert fine["rate"] == 1e-2, "the best of the search"
-    assert fine["began"].rstrip("/").rsplit("/", 1)[-1] and "pre" in fine["began"]
+    assert fine["began"].endswith("/checkpoints/1") and "pre" in fine["began"]
     entry = json.loads(store.read("trials/fine1/trial.json"))
     assert entry["chosen"]["learning_rate"] == entry["config"]["optim"]["learning_rate"] == 1e-2
     assert entry["chosen"]["from"] == ["search1", "search2", "search3"]
@@ -193,6 +194,59 @@ def test_a_deleted_pretraining_is_done_again(tmp_path):
     assert "no longer there" in records.complaints[0]
     assert (checkpoints / "1").is_dir() and runs(place, None, "pre") == 2
     assert runs(place, None, "search1") == 1, "what was finished stays"
+
+
+def test_an_older_step_of_a_pretraining_is_not_taken_for_the_finished_one(place, tmp_path):
+    """Its newest checkpoint is lost and one from the middle of the run is left."""
+    plan, scratch = plans.study(), tmp_path / "scratch"
+    make(plan[:1], place, scratch)[0].run()
+    store = make(plan, place, scratch)[2]
+    kept = store.read("trials/pre/run/checkpoints/1/manifest/metadata")
+    store.write("trials/pre/run/checkpoints/0/manifest/metadata", kept.replace(b'"d"', b'"old"'))
+    store.remove("trials/pre/run/checkpoints/1")
+    two, records, _ = make(plan, place, scratch)
+    states, _ = two.run()
+    assert {s.status for s in states.values()} == {DONE}
+    assert "no longer there" in records.complaints[0] and runs(place, scratch, "pre") == 2
+    assert records.result("fine1")["began"].endswith("/checkpoints/1")
+
+
+def test_a_checkpoint_with_other_content_than_was_published_is_not_taken(tmp_path):
+    plan, place = plans.study(), tmp_path / "s"
+    make(plan[:1], place, tmp_path)[0].run()
+    manifest = place / "trials/pre/run/checkpoints/1/manifest/metadata"
+    manifest.write_text('{"digest": "another"}')
+    two, records, _ = make(plan, place, tmp_path)
+    two.run()
+    assert "other content" in records.complaints[0] and runs(place, None, "pre") == 2
+
+
+def test_what_another_runner_has_withdrawn_is_not_started_from(tmp_path):
+    """This one has read the result; meanwhile the pre-training is being repeated."""
+    plan, place = [plans.trial("pre", "pretrain"), plans.trial("fine", needs=("pre",))], tmp_path
+    make(plan[:1], place, tmp_path)[0].run()
+    one, records, _ = make(plan, place, tmp_path)
+    assert records.states(plan)["fine"].status == READY
+    Records(open_store(place), plans.DATA).withdraw("pre", "names a checkpoint that is gone")
+    assert not one._ready(plan[1])
+    assert records.states(plan)["fine"].status == WAITING
+
+
+def test_a_claim_that_is_lost_during_an_upload_publishes_nothing(tmp_path, monkeypatch):
+    plan, lines, place = [plans.trial("a")], Lines(), f"memory://{uuid.uuid4().hex}/s"
+    one, records, store = make(plan, place, tmp_path, lines=lines)
+    real = store.upload
+
+    def slow(source, name):
+        real(source, name)
+        other = {"owner": "other", "machine": "elsewhere", "lease_seconds": 1e6}
+        if name.endswith(child.LOG):  # the last one, after the trial has ended
+            store.create("trials/a/attempts/2.json", json.dumps(other).encode())
+
+    monkeypatch.setattr(store, "upload", slow)
+    one._try(plan[0], {}, loop.StopRequest())
+    assert records.result("a") is None
+    assert any("taken it over" in line for line in lines.said), lines.said
 
 
 def test_a_pretraining_that_leaves_no_checkpoint_does_not_go_on_forever(tmp_path):

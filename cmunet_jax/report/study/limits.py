@@ -53,7 +53,8 @@ def caveats(
     steps = {c.method: c.steps // c.trials for c in before}
     if len(set(steps.values())) > 1:
         each = ", ".join(f"{method_name(m)} {n:,}" for m, n in steps.items())
-        lines.append(f"Pre-training was of different length ({each} steps).")
+        text = f"Pre-training took different numbers of steps ({each})"
+        lines.append(f"{text}; the configs say how many images make a step.")
     return lines
 
 
@@ -68,6 +69,8 @@ def _of_sweep(sweep: Sweep, cells: Sequence[Cell], images: Images | None) -> Ite
         yield "The images are synthetic; nothing is said about angiograms of patients."
     if sweep.split and sweep.split != "test":
         yield f"Measured on the split '{sweep.split}', not on a test split."
+    for line in sweep.deviations:
+        yield f"Less than protocol '{sweep.protocol}' asks for: {line}"
     if not cells:
         return
     yield from _without_reference(cells)

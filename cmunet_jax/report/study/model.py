@@ -98,6 +98,7 @@ class Sweep:
       selected_on: 'split/metric' that chose the checkpoints, '' for none; () where unrecorded.
       seen: what training had seen of the measured images; None where unrecorded.
       rule: by which the splits were made, or ''.
+      deviations: sentences on where it is less than its protocol asks for.
     """
 
     label: str
@@ -119,6 +120,7 @@ class Sweep:
     selected_on: tuple[str, ...] = ()
     seen: Overlap | None = None
     rule: str = ""
+    deviations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,8 @@ def _with_their_origin(
             continue
         starts = [other for other in trial.depends if other in pretraining or other not in known]
         if starts and all(other in trials for other in starts):
-            kept[key] = trial
+            if _began_there(label, trial, [trials[other] for other in starts], ledger):
+                kept[key] = trial
             continue
         lost = next((other for other in starts if other not in trials), None)
         which = f"its pre-training trial {lost}" if lost else "any pre-training trial"
@@ -253,6 +254,23 @@ def _with_their_origin(
             f"out: {AGAIN}.",
         )
     return kept
+
+
+def _began_there(label: str, trial: Trial, before: Sequence[Trial], ledger: Ledger) -> bool:
+    """Whether a run began from the published weights of its pre-training, as far as it says."""
+    path = trial.folder / "run" / "config.json"
+    record = _json(path, label, trial.folder.parents[1], ledger) if path.exists() else None
+    digest = lookup(record or {}, "init_from", "digest")
+    if not digest or digest in [lookup(one.result, "checkpoint", "digest") for one in before]:
+        return True
+    ledger.problem(
+        "dependency",
+        trial.files[0],
+        f"Trial '{trial.name}' is left out, because it began from other weights (digest "
+        f"{str(digest)[:12]}) than those that its pre-training ended with: move its folder away "
+        "and run the sweep again.",
+    )
+    return False
 
 
 def _reads(directory: Path, label: str, ledger: Ledger) -> Iterable[Mapping[str, Any]]:

@@ -51,7 +51,12 @@ def describe(sweep: SweepFiles) -> Sweep:
         selected_on=partitions.selected_on(found),
         seen=partitions.overlap(found),
         rule=partitions.rule(found),
+        deviations=_lines(record.get("deviations")),
     )
+
+
+def _lines(value: object) -> tuple[str, ...]:
+    return tuple(str(line) for line in value) if isinstance(value, list) else ()
 
 
 def _everything(data: Mapping[str, Any]) -> int:

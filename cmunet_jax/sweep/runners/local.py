@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import ml_collections
 from cmunet_jax.sweep import view as view_lib
 from cmunet_jax.sweep.plan import Trial
 from cmunet_jax.sweep.records import BLOCKED, FAILED, Records
-from cmunet_jax.sweep.store import open_store
+from cmunet_jax.sweep.store import StorageError, open_store
 from cmunet_jax.sweep.worker import Settings, View, Worker
 from cmunet_jax.train import loop
 
@@ -48,12 +49,16 @@ def _work(
     scratch = Path(config.scratch) if config.scratch else _scratch(store.url)
     settings = Settings(config.lease_seconds, config.max_attempts, config.keep, scratch)
     view: View
-    with view_lib.open_view(plan, records, store, live=live) as view:
-        try:
+    try:
+        with view_lib.open_view(plan, records, store, live=live) as view:
             states, stopped = Worker(plan, store, records, settings, view).run()
-        except KeyboardInterrupt:  # A second Ctrl-C does not wait for the trial to save.
-            print("Stopped at once: the running trial goes on from its last save, next time.")
-            return loop.EXIT_PREEMPTED
+    except KeyboardInterrupt:  # A second Ctrl-C does not wait for the trial to save.
+        print("Stopped at once: the running trial goes on from its last save, next time.")
+        return loop.EXIT_PREEMPTED
+    except StorageError:  # What is done, failed and left is told all the same.
+        with contextlib.suppress(StorageError):
+            view_lib.print_end(plan, records.states(plan), store)
+        raise
     view_lib.print_end(plan, states, store)
     if stopped:
         print("Stopped. Run the same command to continue.")

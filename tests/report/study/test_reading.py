@@ -148,6 +148,22 @@ def test_without_its_pretraining_nothing_of_a_method_is_believed(copied, how):
     assert not study.differences and len(study.drops) == 1
 
 
+def test_a_run_that_began_from_other_weights_than_its_pretraining_ended_with_is_out(copied):
+    plan = json.loads((copied / "plan.json").read_text())["trials"]
+    trials = [t for t in plan if t["kind"] == "finetune" and t["method"] != "scratch"]
+    before = {t["key"]: t for t in plan if t["kind"] == "pretrain"}
+    for number, trial in enumerate(trials):
+        start = next(key for key in trial["depends"] if key in before)
+        result = json.loads((copied / "trials" / start / "result.json").read_text())
+        digest = result["checkpoint"]["digest"] if number else "0" * 64
+        path = copied / "trials" / trial["key"] / "run" / "config.json"
+        content = json.loads(path.read_text()) | {"init_from": {"path": "x", "digest": digest}}
+        path.write_text(json.dumps(content))
+    study = read(copied)
+    (problem,) = [p for p in study.problems if p.kind == "dependency"]
+    assert trials[0]["name"] in problem.text and "0" * 12 in problem.text
+
+
 def test_a_plan_that_cannot_be_read_is_made_up_from_the_trials(copied):
     before = read(copied)
     (copied / "plan.json").write_text("{")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 
@@ -126,6 +127,17 @@ def test_unknown_patients_make_the_test_one_over_images(tmp_path, monkeypatch):
     assert found.verdict == "better"
     assert "over 40 images" in study.findings[0].answer
     assert any("Patients are unknown" in caveat for caveat in study.caveats)
+
+
+def test_what_a_sweep_lacks_of_its_protocol_is_a_caveat(tmp_path):
+    sweep = fake_sweep.build_fair(
+        tmp_path, methods=("scratch",), labels=(18,), draws=(0,), search=False, failed=""
+    )
+    path = sweep / "sweep.json"
+    line = "Draws of the labelled images: 1 instead of at least 3."
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"deviations": [line]}))
+    study = read_study([sweep], resamples=20)
+    assert f"Less than protocol 'fair' asks for: {line}" in study.caveats
 
 
 def test_the_caveats_name_scale_draws_and_shared_pretraining(study):
