@@ -55,19 +55,20 @@ def spec(objective, **changes):
     return Spec(**(values | changes))
 
 
-def start(objective, tx, mesh, *, ema=True):
+def start(objective, tx, mesh, *, ema=True, layout="data"):
     """The state before the first step, on the mesh."""
     init = jax.jit(objective.init, static_argnums=1)
     variables = init(jax.random.key(0), (SIZE, SIZE, 1))
-    return jax.device_put(state_lib.create(variables, tx, ema=ema), sharding.replicated(mesh))
+    state = state_lib.create(variables, tx, ema=ema)
+    return sharding.place(state, sharding.Layout(mesh, layout).of(state))
 
 
 def run(objective, steps, *, tx=ADAM, **changes):
     """Losses and final state of a few steps on resident data."""
     mesh = sharding.create_mesh()
-    data = jax.device_put(arrays(isinstance(objective, Scratch)), sharding.replicated(mesh))
+    data = sharding.place(arrays(isinstance(objective, Scratch)), sharding.replicated(mesh))
     step = TrainStep(objective, tx, spec(objective, **changes), mesh)
-    state, losses = start(objective, tx, mesh), []
+    state, losses = start(objective, tx, mesh, layout=step.spec.layout), []
     for _ in range(steps):
         state, totals = step(state, step.zero_metrics(state, data), data)
         losses.append(float(totals["loss"][0] / totals["loss"][1]))
