@@ -256,8 +256,7 @@ class Checkpointer:
         if processes.is_first():
             for folder in damaged:
                 store.set_aside(folder)
-        if jax.process_count() > 1:  # All must list the folder after it was changed.
-            multihost_utils.sync_global_devices("cmunet_jax: damaged checkpoints set aside")
+        processes.meet("damaged checkpoints set aside")  # All must list the folder after that.
         if damaged and self._opened is not None:
             self._opened.reload()
 

@@ -15,7 +15,7 @@ import numpy as np
 from clu import metric_writers
 from jax.experimental import multihost_utils
 
-from cmunet_jax.train import estimate
+from cmunet_jax.train import communication, estimate, processes
 from cmunet_jax.train.checkpoint import Checkpointer
 from cmunet_jax.train.state import TrainState
 from cmunet_jax.train.step import Metrics, TrainStep
@@ -174,6 +174,9 @@ def compile_step(
     spec = train_step.spec
     print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
     estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
+    if jax.device_count() > 1:
+        sent = communication.of_step(compiled, devices=jax.device_count())
+        print(f"Each step sends between devices: {communication.describe(sent)}.", flush=True)
     line = estimate.forecast(compiled, steps=steps, accumulation=spec.accumulation, stage=stage)
     if line:
         print(line, flush=True)
@@ -236,9 +239,11 @@ def fit(
             if stop.agreed(done) and done < total_steps:
                 between.save(done, state, totals, force=True)
                 checkpointer.wait()
+                processes.meet("saved")  # Who ends first may have the others ended by a scheduler.
                 raise Preempted(f"{stop.received} at step {done}: saved.")
         between(total_steps, state, totals, batch, last=True)
         checkpointer.wait()
+        processes.meet("done")
     return state
 
 

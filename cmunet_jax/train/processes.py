@@ -36,3 +36,9 @@ def require_same(facts: dict[str, str]) -> None:
             f"{facts[name][:200] or 'nothing'}). Start all of them with one command, on file "
             "systems that show all of them the same --workdir and config.data.dir."
         )
+
+
+def meet(place: str) -> None:
+    """Waits until all processes are here; `place` names it, the same in all of them."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"cmunet_jax: {place}")
