@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (lines of real modules are long)
 """What a step sends is what its program says, and the contrast sends keys and nothing else."""
 
 import json
