@@ -22,7 +22,6 @@ SLOW_CASES = [*CASES, ("cmunet-fixed", "fsdp", 2)]
 PROGRAM = """
 import json, sys
 import jax
-from jax.experimental import multihost_utils
 if len(sys.argv) > 2:
     address, count, index = sys.argv[2:]
     jax.distributed.initialize(
@@ -92,11 +91,12 @@ def test_two_devices_give_the_losses_of_one(run_python, alone):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_processes_of_two_devices_give_the_losses_of_one(alone):
     address = processes.free_address()
     commands = [["-c", PROGRAM, json.dumps(SLOW_CASES), address, "2", str(i)] for i in range(2)]
     with processes.started(commands) as running:
-        ended = processes.finish(running)
+        ended = processes.finish(running, timeout=800)
     assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
     for one in ended:
         compare(result(one.out), SLOW_CASES, alone, 4)
