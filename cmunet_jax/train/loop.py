@@ -171,6 +171,7 @@ def compile_step(
     began = time.perf_counter()
     totals = train_step.zero_metrics(state, batch)
     compiled = train_step.jitted.lower(state, totals, batch).compile()
+    processes.meet("compiled")
     spec = train_step.spec
     print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
     estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)

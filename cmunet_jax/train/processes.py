@@ -5,8 +5,12 @@ import zlib
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from tfds_angio.errors import UserError
+
+# One that has died is noticed by its heartbeat long before.
+_PATIENCE_MS = 6 * 3600 * 1000
 
 
 def is_first() -> bool:
@@ -25,6 +29,7 @@ def require_same(facts: dict[str, str]) -> None:
     """
     if jax.process_count() == 1:
         return
+    meet(f"comparing {', '.join(facts)}")
     sums = np.asarray([zlib.crc32(value.encode()) for value in facts.values()], np.uint32)
     everywhere = multihost_utils.process_allgather(sums)
     same = (everywhere == everywhere[0]).all(0)
@@ -39,6 +44,10 @@ def require_same(facts: dict[str, str]) -> None:
 
 
 def meet(place: str) -> None:
-    """Waits until all processes are here; `place` names it, the same in all of them."""
+    """Waits until all processes are here; `place` names it, the same in all of them.
+
+    A barrier of the coordination service, not of the devices: their first message gives up when
+    the others, who may still be compiling or building the data set, are half a minute late.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"cmunet_jax: {place}")
+        multihost.get_barrier_sync_fn()(key=f"cmunet_jax: {place}", timeout_ms=_PATIENCE_MS)

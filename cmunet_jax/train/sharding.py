@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ class Layout:
     """
 
     mesh: Mesh
-    kind: Literal["data", "fsdp"] = "data"
+    kind: str = "data"
 
     def __post_init__(self) -> None:
         """Refuses a kind that does not exist, naming the config's key."""
@@ -110,8 +110,10 @@ def make_whole(tree: Any, mesh: Mesh) -> Any:
 
 def rows_here(mesh: Mesh, batch_size: int) -> list[int]:
     """The rows of a global batch that lie on the devices of this process, in order."""
-    parts = by_example(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted({row for (part,) in parts for row in range(batch_size)[part]})
+    indices = by_example(mesh).addressable_devices_indices_map((batch_size,))
+    return sorted(
+        {row for index in indices.values() if index for row in range(batch_size)[index[0]]}
+    )
 
 
 def place_rows(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -72,7 +72,7 @@ def alone():
     return losses
 
 
-def compare(found, cases, alone, devices):
+def check_losses(found, cases, alone, devices):
     for case, one in zip(cases, found, strict=True):
         assert one["devices"] == devices
         assert bool(one["spread"]) == bool(one["moments"]) == (case[1] == "fsdp"), case
@@ -81,13 +81,13 @@ def compare(found, cases, alone, devices):
 
 def test_eight_devices_give_the_losses_of_one(run_python, alone):
     out = run_python("-c", PROGRAM, json.dumps(CASES), devices=8).stdout
-    compare(result(out), CASES, alone, 8)
+    check_losses(result(out), CASES, alone, 8)
 
 
 @pytest.mark.slow
 def test_two_devices_give_the_losses_of_one(run_python, alone):
     out = run_python("-c", PROGRAM, json.dumps(SLOW_CASES), devices=2).stdout
-    compare(result(out), SLOW_CASES, alone, 2)
+    check_losses(result(out), SLOW_CASES, alone, 2)
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_two_processes_of_two_devices_give_the_losses_of_one(alone):
         ended = processes.finish(running, timeout=800)
     assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
     for one in ended:
-        compare(result(one.out), SLOW_CASES, alone, 4)
+        check_losses(result(one.out), SLOW_CASES, alone, 4)
 
 
 class Mesh:
