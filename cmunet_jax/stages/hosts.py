@@ -22,7 +22,7 @@ EXIT_LOST = 76
 EXIT_INTERRUPTED = 130
 KINDS = ("off", "auto", "explicit")
 # A process that is silent for so long is taken for dead; the others end with its number.
-_HEARTBEAT_SECONDS = 60
+HEARTBEAT_SECONDS = 60
 _SHUTDOWN_SECONDS = 60
 # What gloo, NCCL and the coordination service say when the other end is gone.
 _LOST = re.compile(
@@ -56,7 +56,7 @@ def start(config: ml_collections.ConfigDict) -> None:
         jax.distributed.initialize(
             **where,
             initialization_timeout=seconds + 30,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (RuntimeError, ValueError, KeyError, OSError) as error:
@@ -148,7 +148,8 @@ def together() -> Iterator[None]:
     """Runs a stage in a process that may be one of several.
 
     Only the first one prints to standard output. An error ends the process at once instead of
-    waiting for the others, who notice that it is gone and end too, with status EXIT_LOST.
+    waiting for the others, who notice that it is gone and end too: with status EXIT_LOST, or
+    aborted by jax, at the latest after HEARTBEAT_SECONDS.
     """
     if jax.process_count() == 1:
         yield
