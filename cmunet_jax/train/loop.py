@@ -174,10 +174,10 @@ def compile_step(
     processes.meet("compiled")
     spec = train_step.spec
     print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
-    estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
     if jax.device_count() > 1:
         sent = communication.of_step(compiled, devices=jax.device_count())
         print(f"Each step sends between devices: {communication.describe(sent)}.", flush=True)
+    estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
     line = estimate.forecast(compiled, steps=steps, accumulation=spec.accumulation, stage=stage)
     if line:
         print(line, flush=True)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from cmunet_jax.train import sharding
+from cmunet_jax.train import communication, sharding
+from cmunet_jax.train.step import TrainStep
 from tests import processes
 from tests.objectives import tiny
-from tests.train.test_step import run
+from tests.train.test_step import ADAM, BATCH, arrays, run, spec, start
 from tfds_angio.errors import UserError
 
 # Objective, layout, accumulation: one without keys, one with.
@@ -33,23 +34,34 @@ print("RESULT " + json.dumps(made(json.loads(sys.argv[1]))), flush=True)
 
 
 def made(cases):
-    """For each case the losses of two steps, and how many of the leaves are spread."""
-    found = []
-    for name, layout, accumulation in cases:
-        losses, state, _ = run(tiny.OBJECTIVES[name], 2, layout=layout, accumulation=accumulation)
-        leaves = jax.tree.leaves(state)
-        found.append(
-            {
-                "losses": losses,
-                "spread": sum(not leaf.sharding.is_fully_replicated for leaf in leaves),
-                "moments": sum(
-                    not leaf.sharding.is_fully_replicated
-                    for leaf in jax.tree.leaves(state.opt_state)
-                ),
-                "devices": jax.device_count(),
-            }
-        )
-    return found
+    """For each case the losses of two steps, what is spread, and what a step sends."""
+    return [describe(*case) for case in cases]
+
+
+def describe(name, layout, accumulation):
+    """One case, on the devices of this process or of all."""
+    objective, mesh = tiny.OBJECTIVES[name], sharding.create_mesh()
+    data = sharding.place(arrays(name.startswith("scratch")), sharding.replicated(mesh))
+    step = TrainStep(
+        objective, ADAM, spec(objective, layout=layout, accumulation=accumulation), mesh
+    )
+    state, losses = start(objective, ADAM, mesh, layout=layout), []
+    compiled = step.jitted.lower(state, step.zero_metrics(state, data), data).compile()
+    for _ in range(2):
+        state, totals = compiled(state, step.zero_metrics(state, data), data)
+        losses.append(float(totals["loss"][0] / totals["loss"][1]))
+    spread = lambda tree: [  # noqa: E731
+        x.shape for x in jax.tree.leaves(tree) if not x.sharding.is_fully_replicated
+    ]
+    sent = communication.of_step(compiled, devices=mesh.size)
+    return {
+        "losses": losses,
+        "spread": spread(state.params),
+        "moments": spread(state.opt_state),
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "sent": [(one.kind, one.times, [shape for _, shape in one.arrays]) for one in sent],
+        "devices": jax.device_count(),
+    }
 
 
 def result(out):
@@ -79,9 +91,48 @@ def check_losses(found, cases, alone, devices):
         np.testing.assert_allclose(one["losses"], alone(*case), rtol=2e-4, err_msg=str(case))
 
 
-def test_eight_devices_give_the_losses_of_one(run_python, alone):
-    out = run_python("-c", PROGRAM, json.dumps(CASES), devices=8).stdout
-    check_losses(result(out), CASES, alone, 8)
+@pytest.fixture(scope="module")
+def eight(run_python):
+    """CASES on eight devices."""
+    return result(run_python("-c", PROGRAM, json.dumps(CASES), devices=8).stdout)
+
+
+def test_eight_devices_give_the_losses_of_one(eight, alone):
+    check_losses(eight, CASES, alone, 8)
+
+
+def sizes(one, kind):
+    """Elements of each array that collectives of a kind carry a step, with its repetitions."""
+    return [
+        times * int(np.prod(shape))
+        for found, times, shapes in one["sent"]
+        if found == kind
+        for shape in shapes
+    ]
+
+
+def test_the_contrast_gathers_four_times_the_width_an_image_and_no_more(eight):
+    """256 floats an image at the paper's width of 64; here it is 2, and 8 floats."""
+    contrast = eight[1]
+    assert sizes(contrast, "all-gather") == [BATCH * 4 * tiny.OBJECTIVES["cmunet-paper"].width]
+    assert {kind for kind, _, _ in contrast["sent"]} == {"all-gather", "all-reduce"}
+
+
+def test_data_parallel_sums_each_gradient_once(eight):
+    supervised = eight[0]
+    assert {kind for kind, _, _ in supervised["sent"]} == {"all-reduce"}
+    # Besides the gradients: means and variances of the normalisations, forwards and backwards.
+    summed = sum(sizes(supervised, "all-reduce"))
+    assert supervised["parameters"] <= summed < 1.1 * supervised["parameters"]
+
+
+def test_fully_sharded_gathers_each_spread_weight_once(eight):
+    sharded = eight[2]
+    gathered = [
+        shape for kind, _, shapes in sharded["sent"] if kind == "all-gather" for shape in shapes
+    ]
+    assert sorted(gathered) == sorted(sharded["spread"]) and gathered
+    assert all(times == 1 for _, times, _ in sharded["sent"])
 
 
 @pytest.mark.slow
