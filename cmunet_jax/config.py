@@ -29,6 +29,12 @@ FREE = (
     "checkpoint.keep",
     "model.fast",
     "model.remat",
+    "sharding",
+    "distributed",
+    "hosts.coordinator",
+    "hosts.processes",
+    "hosts.process",
+    "hosts.wait_seconds",
 )
 _REQUIRED = {
     "pretrain": _TRAINING,
@@ -44,6 +50,9 @@ _RANGES = {
     "model.width": (1, math.inf),
     "preprocessing.size": (16, math.inf),
     "checkpoint.keep": (1, math.inf),
+    "hosts.processes": (0, math.inf),
+    "hosts.process": (0, math.inf),
+    "hosts.wait_seconds": (1, math.inf),
     "labels": (0, math.inf),
     "draw": (0, math.inf),
     "folds": (0, math.inf),

@@ -103,11 +103,14 @@ def dispatch(argv: Sequence[str]) -> int:
     workdir = _workdir(_WORKDIR.value, config.stage)
     # Imported late: a mistake in the command should not wait for jax to load.
     from cmunet_jax import stages
-    from cmunet_jax.stages import devices
+    from cmunet_jax.stages import devices, hosts
 
-    if config.stage not in stages.WITHOUT_DEVICE:
-        devices.set_up()
-    return stages.STAGES[config.stage](config, workdir)
+    run = stages.STAGES[config.stage]
+    if config.stage in stages.WITHOUT_DEVICE:
+        return run(config, workdir)
+    devices.set_up(config)
+    with hosts.together():
+        return run(config, workdir)
 
 
 def main() -> None:

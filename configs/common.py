@@ -96,6 +96,16 @@ def training(arg: Config, *, view: str) -> Config:
             "views": views.default_options(view, side, preset=arg.preset),
             "model": model(arg.size),
             "accumulation": 1,  # passes a step; the batch is cut into this many
+            "sharding": "data",  # each device holds all weights and moments; fsdp: its part of them
+            "distributed": "off",  # one process; auto: as the scheduler says; explicit: as `hosts`
+            "hosts": Config(
+                {
+                    "coordinator": "",  # explicit: HOST:PORT of the first process
+                    "processes": 0,  # explicit: how many there are
+                    "process": 0,  # explicit: which this one is, from 0
+                    "wait_seconds": 50,  # for the others, before giving up
+                }
+            ),
             "ema_decay": 0.0,  # of averaged weights; 0: none kept
             "log_every": "20 steps",
             "pictures_every": "20%",

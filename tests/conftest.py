@@ -72,6 +72,20 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+def start_python(*args: str, devices: int, **env: str) -> subprocess.Popen[str]:
+    """Starts Python with `devices` fake CPU devices; what it prints is kept in pipes."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.Popen(
+        [sys.executable, *args],
+        cwd=ROOT,
+        env=environment | {"XLA_FLAGS": flags} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory):
     """The `angio_synthetic/tiny` data set, built once a session; do not write into its folder."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
 import subprocess
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,7 +18,8 @@ from cmunet_jax.train import loop
 from tests.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
-MANIFESTS = sorted(LAUNCH.glob("kubernetes/*.yaml"))
+JOBSETS = sorted(LAUNCH.glob("kubernetes/jobset-*.yaml"))
+MANIFESTS = [p for p in sorted(LAUNCH.glob("kubernetes/*.yaml")) if p not in JOBSETS]
 SCRIPTS = [*sorted(LAUNCH.glob("*/*.sh")), *sorted(LAUNCH.glob("*/*.sbatch")), ROOT / ".ci" / "run"]
 TPU = LAUNCH / "tpu_vm" / "queued_resource.sh"
 SBATCH = LAUNCH / "slurm" / "train.sbatch"
@@ -37,6 +40,52 @@ def test_an_invalid_manifest_is_noticed():
     document["spec"]["backofLimit"] = 3
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(document, "1.31", strict=True)
+
+
+def _check_jobset(jobset: dict) -> None:
+    """JobSet is no part of Kubernetes: its own fields by its CRD, the Job in it as a Job."""
+    schema = json.loads((ROOT / "tests" / "jobset_schema.json").read_text())["spec"]
+    jsonschema.validate(jobset["spec"], schema)
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    for replicated in jobset["spec"]["replicatedJobs"]:
+        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": replicated["name"]}}
+        kubernetes_validate.validate(job | replicated["template"], "1.31", strict=True)
+
+
+@pytest.mark.parametrize("path", JOBSETS, ids=lambda p: p.name)
+def test_jobset_is_valid(path):
+    (jobset,) = _documents(path)
+    _check_jobset(jobset)
+    for spoil in (
+        lambda spec: spec.update(restarts=3),
+        lambda spec: spec["failurePolicy"]["rules"][0].update(action="Restart"),
+        lambda spec: spec["replicatedJobs"][0]["template"]["spec"].update(paralelism=2),
+    ):
+        (broken,) = _documents(path)
+        spoil(broken["spec"])
+        with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+            _check_jobset(broken)
+
+
+@pytest.mark.parametrize("path", JOBSETS, ids=lambda p: p.name)
+def test_the_pods_of_a_jobset_are_one_run(path):
+    (jobset,) = _documents(path)
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert job["parallelism"] == job["completions"] > 1 and job["completionMode"] == "Indexed"
+    rules = {r["action"]: r["onExitCodes"]["values"] for r in job["podFailurePolicy"]["rules"]}
+    assert rules == {"FailJob": [main.EXIT_USER_ERROR], "Ignore": [loop.EXIT_PREEMPTED]}
+    # A lost process is a failed Job, and so a restart of all.
+    assert job["backoffLimit"] == 0 and jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+    (container,) = job["template"]["spec"]["containers"]
+    assert "--config.distributed=auto" in container["args"]
+    env = {item["name"]: item["value"] for item in container["env"]}
+    if "gpu" in path.name:
+        name = jobset["metadata"]["name"]
+        address = f"{name}-{replicated['name']}-0-0.{name}"
+        ports = [port["containerPort"] for port in container["ports"]]
+        assert env["JAX_COORDINATOR_ADDRESS"] == f"{address}:{ports[0]}"
+        assert env["JAX_NUM_PROCESSES"] == str(job["parallelism"])
 
 
 @pytest.mark.parametrize("name", ["job-gpu.yaml", "job-tpu.yaml"])
@@ -112,6 +161,17 @@ def test_batch_script_leaves_a_cancelled_job_alone(checkout):
     assert "requeue" not in (checkout / "bin" / "calls").read_text()
 
 
+def test_batch_script_of_several_nodes_joins_them(checkout):
+    (checkout / "launch" / "slurm").mkdir(parents=True)
+    shutil.copy(SBATCH, checkout / "launch" / "slurm")
+    script = LAUNCH / "slurm" / "train_nodes.sbatch"
+    job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", "STATUS": "75"}
+    assert _run(checkout / "bin", script, "--config", "configs/x.py", **job).returncode == 75
+    said = (checkout / ".venv" / "bin" / "calls").read_text()
+    assert "-m cmunet_jax.main --config configs/x.py --config.distributed=auto" in said
+    assert "scontrol requeue 7" in (checkout / "bin" / "calls").read_text()
+
+
 def test_batch_script_names_a_folder_that_is_no_checkout(tmp_path):
     done = _run(tmp_path, SBATCH, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="7")
     assert done.returncode == 1 and "is not a checkout" in done.stderr
@@ -130,6 +190,21 @@ def test_tpu_script_asks_for_what_was_said(tmp_path):
     call = (tmp_path / "bin" / "calls").read_text()
     assert "queued-resources create n --node-id n --accelerator-type v6e-1" in call
     assert "--spot" in call and "--zone z" in call
+
+
+@pytest.mark.parametrize("share", ["", "10.0.0.2:/share"])
+def test_tpu_script_runs_on_every_host_of_a_slice(tmp_path, share):
+    _fake(tmp_path / "bin", "gcloud", "")
+    flags = ("--config", "configs/x.py", "--workdir", "shared/x")
+    done = _run(tmp_path / "bin", TPU, "run", *flags, NAME="n", ZONE="z", SHARE=share)
+    assert done.returncode == 0, done.stderr
+    call = (tmp_path / "bin" / "calls").read_text()
+    assert "tpu-vm ssh n --worker all" in call and "--workdir shared/x" in call
+    assert ("--config.distributed=auto" in call) == bool(share)
+    done = _run(tmp_path / "bin", TPU, "install", NAME="n", ZONE="z", SHARE=share)
+    assert done.returncode == 0, done.stderr
+    call = (tmp_path / "bin" / "calls").read_text()
+    assert ("mount -t nfs 10.0.0.2:/share shared" in call) == bool(share)
 
 
 @pytest.mark.parametrize("state, status", [("ACTIVE", 0), ("FAILED", 1), ("SUSPENDED", 1)])

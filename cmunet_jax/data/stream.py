@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,6 @@ from absl import flags
 
 from cmunet_jax.data import order
 from cmunet_jax.data.prepared import OnTheFly, PreparedSplit
-from tfds_angio.errors import UserError
 
 _ENDLESS = 1 << 30  # steps; Grain wants a length
 
@@ -21,7 +20,12 @@ class _InOrder:
     """Row k is example ``k % batch_size`` of step ``k // batch_size``; picklable."""
 
     def __init__(
-        self, rows: PreparedSplit | OnTheFly, seed: int, batch_size: int, share: range, steps: int
+        self,
+        rows: PreparedSplit | OnTheFly,
+        seed: int,
+        batch_size: int,
+        share: Sequence[int],
+        steps: int,
     ):
         self._rows = rows
         self._seed = seed
@@ -103,8 +107,7 @@ def stream(
     steps: int | None = None,
     workers: int = 0,
     threads: int = 2,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Sequence[int] | None = None,
 ) -> Stream:
     """Raw batches of step ``start_step``, ``start_step + 1``, …; equal to the resident path's.
 
@@ -120,28 +123,21 @@ def stream(
       workers: processes that read and prepare; 0 for threads of this process. They are spawned,
         so a script needs ``if __name__ == '__main__':``.
       threads: reading threads a process.
-      process_index: of this host.
-      process_count: hosts; each reads its own contiguous part of the batch's rows.
+      share: places in the global batch that this host reads, e.g. range(4); all for None.
 
     Returns:
       An iterator of dicts of numpy arrays: code uint8/uint16 [B, S, S], scale f32 [B], offset f32
       [B], mask uint8 [B, S, S] (if prepared), index int32 [B]; B the rows of this host.
 
     Raises:
-      UserError: if the batch is larger than the set or not divisible among the hosts.
+      UserError: if the batch is larger than the set.
     """
     # Grain is imported here: a resident run does not need it.
     import grain
 
-    if batch_size % process_count:
-        raise UserError(
-            f"config.batch_size={batch_size} cannot be shared by {process_count} hosts: "
-            f"use a multiple of {process_count}"
-        )
-    count = batch_size // process_count
-    share = range(process_index * count, (process_index + 1) * count)
+    share = range(batch_size) if share is None else share
     ordered = _InOrder(rows, seed, batch_size, share, _ENDLESS if steps is None else steps)
-    batches = grain.MapDataset.source(ordered).batch(count, drop_remainder=True)
+    batches = grain.MapDataset.source(ordered).batch(len(share), drop_remainder=True)
     remaining = batches.slice(slice(start_step, None))
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, 2 * threads))
     dataset = remaining.to_iter_dataset(ahead)

@@ -13,6 +13,7 @@ import ml_collections
 
 from cmunet_jax import config as config_lib
 from cmunet_jax.stages import revision
+from cmunet_jax.train import processes
 from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
 
@@ -95,14 +96,18 @@ def check_data(workdir: pathlib.Path, facts: dict[str, Any], dataset: AngioDatas
 def write(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes config.json (config, versions, command, facts) and returns its content."""
+    """Writes config.json (config, versions, command, facts) and returns its content.
+
+    With several processes the first one writes.
+    """
     content = {
         "config": config_lib.to_dict(config),
         "versions": versions(),
         "command": " ".join(["python -m cmunet_jax.main", *sys.argv[1:]]),
         **facts,
     }
-    write_json(workdir / FILE, content)
+    if processes.is_first():
+        write_json(workdir / FILE, content)
     return content
 
 

@@ -23,7 +23,8 @@ Forward = Callable[[Mapping[str, Any], jax.Array], jax.Array]
 def make_forward(objective: Any, mesh: jax.sharding.Mesh) -> Forward:
     """Returns jitted (weights, images [B, S, S, 1] float32) -> logits [B, S, S, 2] float32.
 
-    B must be a multiple of the number of devices; weights are {'params', 'batch_stats'}.
+    B must be a multiple of the number of devices; weights are {'params', 'batch_stats'}. With
+    several processes each gives all images and gets all logits.
     """
     whole, rows = sharding.replicated(mesh), sharding.by_example(mesh)
     network = objective.network
@@ -31,7 +32,10 @@ def make_forward(objective: Any, mesh: jax.sharding.Mesh) -> Forward:
     def forward(weights: Mapping[str, Any], images: jax.Array) -> jax.Array:
         return network.apply(dict(weights), images, train=False)
 
-    return jax.jit(forward, in_shardings=(whole, rows), out_shardings=rows)
+    if jax.process_count() == 1:
+        return jax.jit(forward, in_shardings=(whole, rows), out_shardings=rows)
+    jitted = jax.jit(forward, in_shardings=(whole, rows), out_shardings=whole)
+    return lambda weights, images: jitted(weights, sharding.place(images, rows))
 
 
 def weights_of(state: TrainState) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def restore(
     chosen = {"params": params, "batch_stats": batch_stats}
     return Segmenter(
         forward=make_forward(objective, mesh),
-        weights=jax.device_put(chosen, sharding.replicated(mesh)),
+        weights=sharding.place(chosen, sharding.replicated(mesh)),
         preprocessing=preprocessing.Preprocessing.from_dict(loaded.preprocessing),
         loaded=loaded,
         kind="ema" if averaged else "raw",

@@ -24,6 +24,7 @@ from cmunet_jax.train import (
     estimate,
     loop,
     optim,
+    processes,
     progress,
     sharding,
     store,
@@ -73,9 +74,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     views.check(objective.views, config.views)
     mesh = sharding.create_mesh()
     sharding.check_batch(config.batch_size, config.accumulation, mesh)
+    sharding.Layout(mesh, config.sharding)
     objective.check_batch(config.batch_size, accumulation=config.accumulation)
     record.check_workdir(workdir, config)
     chosen = choose_images(config)
+    _require_one_run(config, chosen)
     before = record.read_facts(workdir)
     record.check_data(workdir, before, chosen.dataset)
     # A run that has saved goes on from there, also where init_from is no longer to be found.
@@ -107,6 +110,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         return _fit(
             config, workdir, objective, inputs, state, tx, rate, steps, checkpointer, mesh, write
         )
+
+
+def _require_one_run(config: ml_collections.ConfigDict, chosen: Chosen) -> None:
+    """Raises a UserError unless all processes have the same config and images before them."""
+    own = ("hosts.", "data.dir", "data.source", "data.workers")
+    shared = {k: v for k, v in config_lib.flatten(config) if not k.startswith(own)}
+    images = f"{chosen.dataset.name} {chosen.dataset.fingerprint} {chosen.ids}"
+    processes.require_same({"the config": str(shared), "the images": images})
 
 
 def choose_images(config: ml_collections.ConfigDict, prefix: str = "") -> Chosen:
@@ -213,7 +224,8 @@ def initial_state(
     if initial:
         variables = _transfer(variables, initial)
     state = state_lib.create(variables, tx, ema=config.ema_decay > 0)
-    return jax.device_put(state, sharding.replicated(mesh)), tx, rate
+    layout = sharding.Layout(mesh, config.get("sharding", "data"))
+    return sharding.place(state, layout.of(state)), tx, rate
 
 
 def _transfer(variables: Variables, initial: checkpoint.Loaded) -> Variables:
@@ -253,6 +265,7 @@ def _fit(
     )
     _announce(config, workdir, inputs, state, steps)
     done, total = int(state.step), steps["total"]
+    told = progress.Progress(total, config.batch_size, start=done)
     with open_batches(config, inputs, done, mesh) as batches:
         first = next(batches)
         compiled = loop.compile_step(
@@ -269,7 +282,7 @@ def _fit(
                     hooks=hooks,
                     checkpointer=checkpointer,
                     writer=writer,
-                    progress=progress.Progress(total, config.batch_size, start=done),
+                    progress=told if processes.is_first() else lambda done: None,
                     rate=rate,
                     stage=config.stage,
                 )
@@ -287,17 +300,17 @@ def open_batches(
     """What each step takes, from `start` on: always the resident arrays, or streamed batches."""
     if not isinstance(inputs.rows, source.OnTheFly):
         # The step gathers its own batch from its number.
-        yield itertools.repeat(jax.device_put(inputs.rows.arrays(), sharding.replicated(mesh)))
+        yield itertools.repeat(sharding.place(inputs.rows.arrays(), sharding.replicated(mesh)))
         return
-    rows = sharding.by_example(mesh)
     with source.stream(
         inputs.rows,
         seed=config.seed,
         batch_size=config.batch_size,
         start_step=start,
         workers=config.data.workers,
+        share=sharding.rows_here(mesh, config.batch_size),
     ) as raw:
-        yield (jax.device_put(batch, rows) for batch in raw)
+        yield (sharding.place_rows(batch, mesh) for batch in raw)
 
 
 def _in_training_evaluator(
@@ -318,7 +331,7 @@ def _in_training_evaluator(
     def evaluate(state: TrainState) -> dict[str, float]:
         result = evaluator.evaluate(
             forward,
-            segment.weights_of(state),
+            sharding.make_whole(segment.weights_of(state), mesh),
             *of_split,
             ids=ids,
             prepared=prepared(),
@@ -341,7 +354,7 @@ def _picture_maker(
     """Pictures of the first images of the batch at hand, in evaluation mode."""
     spec = train_step.spec
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def draw(state: TrainState, data: Any) -> dict[str, jax.Array]:
         made = views_at(objective.views, data, state.step, spec, sharding.by_example(mesh))
         few = jax.tree.map(lambda x: x[:4], made)

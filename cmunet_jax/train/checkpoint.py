@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from cmunet_jax.train import store
+from cmunet_jax.train import processes, store
 from cmunet_jax.train.loading import Loaded, load
 from cmunet_jax.train.manifest import (
     Damaged,
@@ -212,7 +212,9 @@ class Checkpointer:
         self.wait()
         wanted = leaves_by_path(abstract_state)
         damaged: dict[Path, str] = {}
-        for folder in reversed(store.step_folders(self.directory).values()):
+        folders = store.step_folders(self.directory)
+        processes.require_same({f"the checkpoints in {self.directory}": str(sorted(folders))})
+        for folder in reversed(folders.values()):
             result = self._read(folder, wanted)
             if isinstance(result, str):
                 damaged[folder] = result
@@ -251,11 +253,10 @@ class Checkpointer:
 
     def _drop(self, damaged: Mapping[Path, str]) -> None:
         """Clears the way for saving these steps again."""
-        if jax.process_index() == 0:
+        if processes.is_first():
             for folder in damaged:
                 store.set_aside(folder)
-        if jax.process_count() > 1:  # All must list the folder after it was changed.
-            multihost_utils.sync_global_devices("cmunet_jax: damaged checkpoints set aside")
+        processes.meet("damaged checkpoints set aside")  # All must list the folder after that.
         if damaged and self._opened is not None:
             self._opened.reload()
 
@@ -312,7 +313,7 @@ class Checkpointer:
 
 
 def _warn(message: str) -> None:
-    if jax.process_index() == 0:
+    if processes.is_first():
         _log.warning("%s", message)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import signal
 import threading
 import time
@@ -12,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 from clu import metric_writers
+from jax.experimental import multihost_utils
 
-from cmunet_jax.train import estimate
+from cmunet_jax.train import communication, estimate, processes
 from cmunet_jax.train.checkpoint import Checkpointer
 from cmunet_jax.train.state import TrainState
 from cmunet_jax.train.step import Metrics, TrainStep
@@ -50,15 +52,22 @@ class Hooks:
 
 
 class StopRequest:
-    """Turns SIGTERM and Ctrl-C into a flag that the loop reads between steps."""
+    """Turns SIGTERM and Ctrl-C into a flag that the loop reads between steps.
+
+    In a run of several processes SIGTERM stays with jax, which tells the other processes and picks
+    a step that none of them has reached; Ctrl-C is passed on as SIGTERM.
+    """
 
     def __init__(self) -> None:
         self.received: str = ""
         self._previous: dict[int, Any] = {}
+        # A sweep's worker asks too, and must not open a device: no jax.process_count() here.
+        self._shared = jax.distributed.is_initialized()
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            numbers = (signal.SIGINT,) if self._shared else (signal.SIGTERM, signal.SIGINT)
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -66,6 +75,16 @@ class StopRequest:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt  # A second Ctrl-C does not wait for the save.
         self.received = signal.Signals(number).name
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after `step`; the same in all processes, which must all ask each step."""
+        if not self._shared:
+            return bool(self.received)
+        stop = multihost_utils.reached_preemption_sync_point(step)
+        self.received = self.received or ("SIGTERM" if stop else "")
+        return stop
 
     def __exit__(self, *unused: object) -> None:
         for number, handler in self._previous.items():
@@ -152,8 +171,12 @@ def compile_step(
     began = time.perf_counter()
     totals = train_step.zero_metrics(state, batch)
     compiled = train_step.jitted.lower(state, totals, batch).compile()
+    processes.meet("compiled")
     spec = train_step.spec
     print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
+    if jax.device_count() > 1:
+        sent = communication.of_step(compiled, devices=jax.device_count())
+        print(f"Each step sends between devices: {communication.describe(sent)}.", flush=True)
     estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
     line = estimate.forecast(compiled, steps=steps, accumulation=spec.accumulation, stage=stage)
     if line:
@@ -214,12 +237,14 @@ def fit(
                 writer.write_scalars(done, means | {"learning_rate": float(rate(step))})
                 totals = compiled.zero_metrics()
             progress(done)
-            if stop.received and done < total_steps:
+            if stop.agreed(done) and done < total_steps:
                 between.save(done, state, totals, force=True)
                 checkpointer.wait()
+                processes.meet("saved")  # Who ends first may have the others ended by a scheduler.
                 raise Preempted(f"{stop.received} at step {done}: saved.")
         between(total_steps, state, totals, batch, last=True)
         checkpointer.wait()
+        processes.meet("done")
     return state
 
 

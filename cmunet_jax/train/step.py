@@ -33,6 +33,7 @@ class Spec:
     views: Mapping[str, Any] = flax.struct.field(pytree_node=False)
     size: int = flax.struct.field(pytree_node=False)
     resident: bool = flax.struct.field(pytree_node=False)
+    layout: str = flax.struct.field(pytree_node=False, default="data")
 
 
 def spec_of(config: ml_collections.ConfigDict, *, size: int) -> Spec:
@@ -45,6 +46,7 @@ def spec_of(config: ml_collections.ConfigDict, *, size: int) -> Spec:
         views=config.views,
         size=size,
         resident=not config.data.streaming,
+        layout=config.get("sharding", "data"),
     )
 
 
@@ -135,10 +137,13 @@ class TrainStep:
     ):
         """Builds the function; nothing is compiled before `compile` or the first call."""
         whole, rows = sharding.replicated(mesh), sharding.by_example(mesh)
+        layout = sharding.Layout(mesh, spec.layout)
+        # The layout of a sharded state is that of its arrays, leaf by leaf; `apply` keeps it.
+        of_state = whole if spec.layout == "data" else None
 
         def update(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
             batch_views = views_at(objective.views, data, state.step, spec, rows)
-            return apply(objective, tx, spec, state, batch_views)
+            return apply(objective, tx, spec, state, batch_views, layout)
 
         def step(state: TrainState, totals: Metrics, data: Any) -> tuple[TrainState, Metrics]:
             state, metrics = update(state, data)
@@ -150,8 +155,8 @@ class TrainStep:
         self._shapes: Any = None
         self.jitted = jax.jit(
             step,
-            in_shardings=(whole, whole, whole if spec.resident else rows),
-            out_shardings=(whole, whole),
+            in_shardings=(of_state, whole, whole if spec.resident else rows),
+            out_shardings=(of_state, whole),
             donate_argnums=(0, 1),
         )
 
@@ -160,7 +165,7 @@ class TrainStep:
         if self._shapes is None:
             _, self._shapes = jax.eval_shape(self._update, state, data)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes)
-        return jax.device_put(zeros, self._whole)
+        return sharding.place(zeros, self._whole)
 
     def __call__(self, state: TrainState, totals: Metrics, data: Any) -> tuple[TrainState, Metrics]:
         """Returns the next state and `totals` plus this step's metrics; both inputs are donated."""
@@ -173,12 +178,24 @@ def apply(
     spec: Spec,
     state: TrainState,
     batch_views: Any,
+    layout: sharding.Layout,
 ) -> tuple[TrainState, Metrics]:
-    """Returns the state after one optimiser step on the given views, and the step's metrics."""
+    """Returns the state after one optimiser step on the given views, and the step's metrics.
+
+    Under a sharded layout the networks are made whole for the passes over the batch, once a step
+    whatever the accumulation, and each device updates its part with its part of the gradient.
+    """
     key = jax.random.fold_in(keys.stream_key(spec.seed, "loss"), state.step)
+    networks = layout.gather((state.params, state.batch_stats, state.extra))
+    names = ("params", "batch_stats", "extra")
     grads, obj_state, metrics = gradients(
-        objective, state, batch_views, key, accumulation=spec.accumulation
+        objective,
+        dataclasses.replace(state, **dict(zip(names, networks))),
+        batch_views,
+        key,
+        accumulation=spec.accumulation,
     )
+    grads, obj_state = layout.spread((grads, obj_state))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = dataclasses.replace(
@@ -197,7 +214,7 @@ def apply(
             ema_batch_stats=follow(state.ema_batch_stats, new.batch_stats),
         )
     metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones((), jnp.float32))
-    return new, metrics
+    return layout.spread(new), metrics
 
 
 def views_at(names: Any, data: Any, step: Array, spec: Spec, rows: Any) -> dict[str, Array]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-import jax
 import numpy as np
 from clu import metric_writers
 from clu.metric_writers.interface import Scalar
 
+from cmunet_jax.train import processes
 from cmunet_jax.train.metrics_file import NAME, JsonLinesWriter, read_metrics
 from cmunet_jax.train.pictures import PictureWriter
 from cmunet_jax.train.sink import Sink
@@ -56,7 +56,7 @@ def create_writer(workdir: str | Path, *, console: bool = True, start_step: int 
     Raises:
       UserError: if the workdir cannot be written.
     """
-    if jax.process_index() != 0:
+    if not processes.is_first():
         return RunWriter([])
     workdir = Path(workdir)
     writers: list[metric_writers.MetricWriter] = [

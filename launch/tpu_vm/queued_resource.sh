@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One TPU VM through a queued resource: ask for it, wait, install, run, fetch, give it back.
+# One TPU VM, or a slice of several hosts, through a queued resource: ask for it, wait, install, run,
+# fetch, give it back.
 #
 #   export NAME=cmunet ZONE=us-west4-a          # and optionally TYPE, RUNTIME, PROJECT, SPOT=1
 #   launch/tpu_vm/queued_resource.sh create     # queue the request
@@ -8,6 +9,10 @@
 #   launch/tpu_vm/queued_resource.sh run --config configs/pretrain.py --workdir runs/pretrain
 #   launch/tpu_vm/queued_resource.sh fetch      # runs/ of the VM into runs/ here
 #   launch/tpu_vm/queued_resource.sh delete     # stop paying
+#
+# A slice (TYPE=v5litepod-16 and larger) is one run on all its hosts. They need a folder that all see,
+# an NFS export in their network: SHARE=10.0.0.2:/share. `install` mounts it as ~/cmunet-jax/shared, and
+# `run` takes a workdir in it: --workdir shared/pretrain
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -16,15 +21,15 @@ usage() {
   exit 2
 }
 
-# Types with one host: v5litepod-1, -4, -8; v6e-1, -4, -8. Larger ones have several.
+# Types with one host: v5litepod-1, -4, -8; v6e-1, -4, -8. Larger ones have several, of 4 chips each.
 readonly TYPE=${TYPE:-v5litepod-4} RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
 
 tpus() { # tpus GROUP VERB ARGUMENTS...: a gcloud command for this zone and project
   gcloud compute tpus "$@" --zone "${ZONE}" ${PROJECT:+--project "${PROJECT}"}
 }
 
-on_vm() { # on_vm COMMAND: runs it on the VM
-  tpus tpu-vm ssh "${NAME}" --command "$1"
+on_vm() { # on_vm COMMAND: runs it on the VM, on each host of a slice
+  tpus tpu-vm ssh "${NAME}" --worker all --command "$1"
 }
 
 create() {
@@ -54,18 +59,26 @@ install() {
   # shellcheck disable=SC2064 # the name is wanted as it is now
   trap "rm -f '${archive}'" EXIT
   git archive --format tar.gz --output "${archive}" HEAD
-  tpus tpu-vm scp "${archive}" "${NAME}:cmunet-jax.tar.gz"
+  tpus tpu-vm scp "${archive}" "${NAME}:cmunet-jax.tar.gz" --worker all
   # The system's Python is older than 3.11, so uv brings one.
   # shellcheck disable=SC2016 # expanded on the VM
   on_vm 'set -e
     mkdir -p cmunet-jax && tar -xzf cmunet-jax.tar.gz -C cmunet-jax && cd cmunet-jax
     python3 -m pip install --user --quiet uv && python3 -m uv python install 3.12
-    make install ACCELERATOR=tpu PYTHON="$(python3 -m uv python find 3.12)"
-    .venv/bin/python -c "import jax; print(jax.devices())"'
+    make install ACCELERATOR=tpu PYTHON="$(python3 -m uv python find 3.12)"'
+  if [[ -n ${SHARE:-} ]]; then
+    on_vm "set -e; cd cmunet-jax && sudo apt-get install -y -qq nfs-common && mkdir -p shared
+      mountpoint -q shared || sudo mount -t nfs $(printf '%q' "${SHARE}") shared
+      sudo chown \"\$(id -u)\" shared"
+  else # On one host of a slice jax would wait for the others.
+    on_vm 'cd cmunet-jax && .venv/bin/python -c "import jax; print(jax.devices())"'
+  fi
 }
 
 run() {
   (($# > 0)) || usage
+  # The hosts of a slice learn from their metadata who they are.
+  [[ -z ${SHARE:-} ]] || set -- "$@" --config.distributed=auto
   # A lost connection must not end the run: it goes on in the background and writes train.log.
   # Starting it again resumes.
   on_vm "cd cmunet-jax && nohup .venv/bin/python -m cmunet_jax.main $(printf '%q ' "$@") \
@@ -75,7 +88,9 @@ run() {
 
 fetch() {
   mkdir -p runs
-  tpus tpu-vm scp --recurse "${NAME}:cmunet-jax/runs/*" runs/
+  local from=runs
+  [[ -z ${SHARE:-} ]] || from=shared
+  tpus tpu-vm scp --recurse "${NAME}:cmunet-jax/${from}/*" runs/ --worker 0
 }
 
 delete() {

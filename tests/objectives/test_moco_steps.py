@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cmunet_jax.train import checkpoint
+from cmunet_jax.train import checkpoint, sharding
 from cmunet_jax.train import state as state_lib
 from cmunet_jax.train.step import Spec, apply, gradients
 from tests.objectives import tiny
@@ -20,7 +20,8 @@ def _updates(objective, variables, views, steps, *, tx=None):
     tx = tx or optax.sgd(0.05, momentum=0.9)
     spec = Spec(seed=3, batch_size=BATCH, accumulation=1, ema_decay=0.0, views={},
                 size=BATCH, resident=True)  # fmt: skip
-    step = jax.jit(lambda state, views: apply(objective, tx, spec, state, views))
+    layout = sharding.Layout(sharding.create_mesh())
+    step = jax.jit(lambda state, views: apply(objective, tx, spec, state, views, layout))
     state, metrics = variables, []
     if not isinstance(state, state_lib.TrainState):
         state = state_lib.create(variables, tx, ema=False)

@@ -215,7 +215,7 @@ def test_console_line(tmp_path, capsys):
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(writers.processes, "is_first", lambda: False)
     with writers.create_writer(tmp_path / "run") as writer:
         writer.write_scalars(1, {"a": 1.0})
     assert not (tmp_path / "run").exists()

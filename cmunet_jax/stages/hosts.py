@@ -1,0 +1,196 @@
+"""Several processes as one run: how they find each other, and how they end when one is lost."""
+
+import contextlib
+import os
+import re
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import jax
+import ml_collections
+
+from cmunet_jax import config as config_lib
+from cmunet_jax.train import processes
+from tfds_angio.errors import UserError
+
+# EX_PROTOCOL: the processes did not meet, or one was lost. Starting all of them again resumes.
+EXIT_LOST = 76
+EXIT_INTERRUPTED = 130
+KINDS = ("off", "auto", "explicit")
+# A process that is silent for so long is taken for dead; the others end with its number.
+HEARTBEAT_SECONDS = 60
+_SHUTDOWN_SECONDS = 60
+# What gloo, NCCL and the coordination service say when the other end is gone.
+_LOST = re.compile(
+    r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|coordination ?service|preempted|"
+    r"connection (reset|closed|refused)|socket closed",
+    re.IGNORECASE,
+)
+
+
+def start(config: ml_collections.ConfigDict) -> None:
+    """Joins the processes of one run, as `config.distributed` says; 'off' does nothing.
+
+    'explicit' takes the address and the numbers from `config.hosts`. 'auto' takes them from the
+    environment: of Slurm (srun), of a TPU slice (on VMs or in Kubernetes), of Open MPI, or of an
+    indexed Kubernetes Job whose pods are given JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES.
+    To be called before anything else touches a device.
+
+    Raises:
+      UserError: if the config or the environment does not say enough.
+    """
+    kind = config_lib.choose("config.distributed", config.get("distributed", "off"), KINDS)
+    if kind == "off":
+        return
+    where = _explicit(config.hosts) if kind == "explicit" else _from_environment()
+    seconds = int(config.hosts.wait_seconds)
+    # jax would wait for minutes and then abort with a C++ stack trace.
+    watch = threading.Timer(seconds, _give_up, args=(where, seconds))
+    watch.daemon = True
+    watch.start()
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=seconds + 30,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise UserError(_explain(kind, error)) from error
+    finally:
+        watch.cancel()
+
+
+def _explicit(hosts: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The arguments of jax.distributed.initialize from `config.hosts`."""
+    host, _, port = str(hosts.coordinator).rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(
+            f"config.hosts.coordinator='{hosts.coordinator}' must be HOST:PORT of the first "
+            "process, for example 10.0.0.1:8476, the same in all processes."
+        )
+    if not 0 <= hosts.process < hosts.processes:
+        raise UserError(
+            f"config.hosts.process={hosts.process} of config.hosts.processes={hosts.processes}: "
+            "give the number of processes, and to each its own from 0 on."
+        )
+    return _by_number(hosts.coordinator, hosts.processes, hosts.process)
+
+
+def _by_number(address: str, count: int, index: int) -> dict[str, Any]:
+    return dict(
+        coordinator_address=address,
+        num_processes=int(count),
+        process_id=int(index),
+        cluster_detection_method="deactivate",
+    )
+
+
+def _from_environment() -> dict[str, Any]:
+    """What jax does not find out by itself."""
+    env = os.environ
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JOB_COMPLETION_INDEX")
+    if all(env.get(name) for name in names):
+        # jax would ask the Kubernetes API, which takes a package and the right to read pods.
+        return _by_number(*(env[name] for name in names))  # type: ignore[arg-type]
+    if "SLURM_PROCID" in env and env.get("CUDA_VISIBLE_DEVICES"):
+        # jax would take one GPU a process, by its number on the node: wrong where Slurm shows a
+        # process only its own. Each takes all that it is shown.
+        return {"local_device_ids": list(range(len(env["CUDA_VISIBLE_DEVICES"].split(","))))}
+    return {}
+
+
+def _explain(kind: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if kind == "explicit":
+        return f"config.distributed=explicit cannot start: {reason}"
+    if "should be defined" in reason or "must be defined" in reason:
+        reason = "neither Slurm (srun), a TPU slice, Open MPI nor an indexed Kubernetes Job is here"
+    return (
+        f"config.distributed=auto cannot start: {reason}. Leave it off for one process, or set "
+        "config.distributed=explicit and config.hosts."
+    )
+
+
+def _give_up(where: dict[str, Any], seconds: int) -> NoReturn:
+    """Ends this process, which is stuck inside jax, with one line."""
+    address, index = where.get("coordinator_address"), where.get("process_id")
+    me = "" if index is None else f"process {index} of {where['num_processes']}: "
+    if not address:
+        reason = "the processes did not all reach the coordinator"
+    elif silence := _silence(address):
+        reason = f"no coordinator answers at {address} ({silence})"
+    else:
+        reason = f"{address} answers, but not all processes came"
+    remedy = "Start all at the same time, and check address, port and firewall"
+    text = f"error: {me}{reason} within {seconds} s. {remedy} (config.hosts.wait_seconds).\n"
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    os._exit(EXIT_LOST)
+
+
+def _silence(address: str) -> str:
+    """Why nothing can be reached at HOST:PORT, or ''."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Runs a stage in a process that may be one of several.
+
+    Only the first one prints to standard output. An error ends the process at once instead of
+    waiting for the others, who notice that it is gone and end too: with status EXIT_LOST, or
+    aborted by jax, at the latest after HEARTBEAT_SECONDS.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        try:
+            yield
+        except BaseException as error:
+            _leave(error)
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """Says why and ends; Python's own exit would wait for the others to come to theirs."""
+    me = f"process {jax.process_index()} of {jax.process_count()}"
+    status = 1
+    if lost := _lost(error):
+        line = f"{me}: another process of this run is gone, see its output ({lost})."
+        print(f"error: {line} Start all of them again to resume.", file=sys.stderr)
+        status = EXIT_LOST
+    elif isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    elif isinstance(error, KeyboardInterrupt):
+        status = EXIT_INTERRUPTED
+    else:
+        print(f"{me}:", file=sys.stderr)
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _lost(error: BaseException | None) -> str:
+    """The first words of an error that comes from a lost process, looking at its causes; or ''."""
+    while error is not None:
+        text = " ".join(str(error).split())
+        ours = isinstance(error, UserError)  # which quotes its cause, and is looked at next
+        if not ours and isinstance(error, Exception) and _LOST.search(text):
+            return text if len(text) <= 160 else text[:157] + "..."
+        error = error.__cause__ or error.__context__
+    return ""

@@ -1,0 +1,237 @@
+"""Several processes as one run: they meet, or say why not; they stop together; one may be lost."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import signal
+import time
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from cmunet_jax.config import from_dict
+from cmunet_jax.stages import hosts
+from cmunet_jax.train import checkpoint, loop, processes
+from tests import processes as together
+from tfds_angio.errors import UserError
+
+SLURM = {"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+POD = {
+    "JAX_COORDINATOR_ADDRESS": "job-0-0.job:8476",
+    "JAX_NUM_PROCESSES": "4",
+    "JOB_COMPLETION_INDEX": "3",
+}
+
+
+def options(kind, **changes):
+    """The part of a config that says where the other processes are."""
+    values = {"coordinator": "", "processes": 0, "process": 0, "wait_seconds": 5}
+    return from_dict({"distributed": kind, "hosts": values | changes})
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What jax.distributed.initialize was asked for; nothing is started."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    for name in (*SLURM, *POD, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_one_process_starts_nothing(asked):
+    hosts.start(options("off"))
+    hosts.start(ml_collections.ConfigDict())
+    assert asked == []
+
+
+def test_explicit_numbers_are_passed_on(asked):
+    hosts.start(options("explicit", coordinator="10.0.0.1:8476", processes=2, process=1))
+    (call,) = asked
+    assert call["coordinator_address"] == "10.0.0.1:8476"
+    assert (call["num_processes"], call["process_id"]) == (2, 1)
+    assert call["cluster_detection_method"] == "deactivate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"distributed": "yes"}, "config.distributed='yes' is not known"),
+        ({}, "config.hosts.coordinator='' must be HOST:PORT"),
+        ({"coordinator": "10.0.0.1"}, "must be HOST:PORT"),
+        ({"coordinator": "a:1"}, "config.hosts.process=0 of config.hosts.processes=0"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, "from 0 on"),
+    ],
+)
+def test_what_is_missing_is_named(asked, changes, words):
+    kind = changes.pop("distributed", "explicit")
+    with pytest.raises(UserError, match=re.escape(words)):
+        hosts.start(options(kind, **changes))
+    assert asked == []
+
+
+def test_pods_of_an_indexed_job_are_numbered_without_the_kubernetes_api(asked, monkeypatch):
+    for name, value in POD.items():
+        monkeypatch.setenv(name, value)
+    hosts.start(options("auto"))
+    (call,) = asked
+    assert (call["coordinator_address"], call["num_processes"]) == ("job-0-0.job:8476", 4)
+    assert call["process_id"] == 3
+
+
+@pytest.mark.parametrize(("visible", "taken"), [("0,1,2,3", [0, 1, 2, 3]), ("5", [0]), ("", None)])
+def test_a_slurm_task_takes_all_gpus_that_it_is_shown(asked, monkeypatch, visible, taken):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    hosts.start(options("auto"))
+    assert asked[0].get("local_device_ids") == taken
+
+
+def test_nothing_to_detect_is_one_line(asked, monkeypatch):
+    def initialize(**_):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(UserError, match="neither Slurm .*config.distributed=explicit"):
+        hosts.start(options("auto"))
+
+
+def test_a_lost_process_is_told_from_a_mistake():
+    gloo = ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    assert "Gloo" in hosts._lost(gloo)
+    wrapped = UserError("the checkpoint could not be written")
+    wrapped.__cause__ = gloo
+    assert "Gloo" in hosts._lost(wrapped)
+    assert not hosts._lost(UserError("config.seed is UNAVAILABLE"))
+    assert not hosts._lost(ValueError("shapes differ"))
+
+
+def test_processes_that_see_different_things_are_told(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "meet", lambda place: None)
+    gather = processes.multihost_utils
+    monkeypatch.setattr(gather, "process_allgather", lambda x: np.stack([x, x]))
+    processes.require_same({"the config": "a", "the images": "b"})
+    other = np.array([0, 1], np.uint32)
+    monkeypatch.setattr(gather, "process_allgather", lambda x: np.stack([x, x + other]))
+    with pytest.raises(UserError, match="2 processes of this run differ in the images"):
+        processes.require_same({"the config": "a", "the images": "b"})
+
+
+PRETRAIN = ["--config", "configs/pretrain.py:size=tiny"]
+
+
+def test_a_process_that_finds_nobody_says_so_in_one_line(tmp_path):
+    """The second without a first, and the first without a second, at two addresses."""
+    commands = [
+        together.main_command(
+            *PRETRAIN,
+            f"--workdir={tmp_path}",
+            *together.explicit(together.free_address(), 2, i, seconds=4),
+        )
+        for i in (0, 1)
+    ]
+    with together.started(commands, devices=1) as running:
+        first, second = together.finish(running, timeout=60)
+    assert (first.status, second.status) == (hosts.EXIT_LOST, hosts.EXIT_LOST)
+    assert "process 0 of 2" in first.err and "not all processes came within 4 s" in first.err
+    assert "process 1 of 2: no coordinator answers at 127.0.0.1:" in second.err
+    assert "Connection refused" in second.err
+    for one in (first, second):
+        assert len(one.err.strip().splitlines()) == 1, one.err
+    assert not list(tmp_path.iterdir())
+
+
+# --- real runs --------------------------------------------------------------------------------
+
+
+def finetune(dataset, workdir, *more):
+    """The flags of a small supervised run that evaluates, draws and saves on its way."""
+    return [
+        "--config=configs/finetune.py:size=tiny,init=scratch",
+        f"--workdir={workdir}",
+        f"--config.data.dir={dataset.directory.parents[2]}",
+        "--config.data.workers=1",
+        "--config.labels=8",
+        "--config.eval_images=5",
+        "--config.log_every=2 steps",
+        "--config.checkpoint.every=3 steps",
+        *more,
+    ]
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    """Step -> mean loss since the line before."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_stop_together_and_one_goes_on(tiny_dataset, tmp_path, run_python):
+    """SIGTERM reaches one of two; both save at one step; a single process resumes."""
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    steps = "--config.train_for=40 steps"
+    run_python(*together.main_command(*finetune(tiny_dataset, whole, steps)))
+    spread = ["--config.sharding=fsdp", "--config.data.streaming=True"]
+    flags = finetune(tiny_dataset, shared, steps, *spread)
+    address = together.free_address()
+    commands = [together.main_command(*flags, *together.explicit(address, 2, i)) for i in range(2)]
+    with together.started(commands) as running:
+        wait_for(lambda: len(losses(shared)) >= 2, running, shared)
+        running[1].send_signal(signal.SIGTERM)
+        ended = together.finish(running)
+    assert [one.status for one in ended] == [loop.EXIT_PREEMPTED] * 2, ended
+    stopped = checkpoint.load(shared).step
+    assert 4 <= stopped < 40
+    assert f"at step {stopped}: saved" in ended[0].out
+    assert "step" not in ended[1].out, "only the first process speaks"
+    assert "4 x cpu" in ended[0].out and "all-gather" in ended[0].out
+    # The other way round: saved by two processes with four devices, continued by one with one.
+    done = run_python(*together.main_command(*finetune(tiny_dataset, shared, steps, spread[1])))
+    assert f"at step {stopped}" in done.stdout
+    assert checkpoint.load(shared).step == 40
+    ours, theirs = losses(shared), losses(whole)
+    assert ours.keys() == theirs.keys()
+    for step in [s for s in ours if s <= 10]:  # later, rounding has grown
+        np.testing.assert_allclose(ours[step], theirs[step], rtol=2e-3, err_msg=str(step))
+    np.testing.assert_allclose(ours[40], theirs[40], rtol=0.1)
+
+
+def wait_for(condition, running, workdir, *, seconds=300):
+    """Until a condition holds; ends early when a process does."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if (workdir / "metrics.jsonl").exists() and condition():
+            return
+        if any(process.poll() is not None for process in running):
+            for process in running:
+                process.kill()
+            pytest.fail("\n".join(process.communicate()[1] for process in running))
+        time.sleep(0.1)
+    pytest.fail(f"waited {seconds} s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_other_says_so_and_ends(tiny_dataset, tmp_path, victim):
+    flags = finetune(tiny_dataset, tmp_path / "run", "--config.train_for=4000 steps")
+    address = together.free_address()
+    commands = [together.main_command(*flags, *together.explicit(address, 2, i)) for i in range(2)]
+    with together.started(commands) as running:
+        wait_for(lambda: len(losses(tmp_path / "run")) >= 2, running, tmp_path / "run")
+        running[victim].kill()
+        _, said = running[1 - victim].communicate(timeout=hosts.HEARTBEAT_SECONDS + 60)
+    if running[1 - victim].returncode == -signal.SIGABRT:
+        # jax noticed first: at once where the coordinator is gone, else by missing heartbeats.
+        assert "another task died" in said
+    else:
+        assert running[1 - victim].returncode == hosts.EXIT_LOST, said
+        assert f"process {1 - victim} of 2: another process of this run is gone" in said
+    assert checkpoint.load(tmp_path / "run").step >= 3
