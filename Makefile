@@ -20,7 +20,7 @@ CODE := cmunet_jax tfds_angio configs tests
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow install lint format lock clean help
+.PHONY: demo test test-slow test-faults install lint format lock clean help
 
 demo: $(STAMP)  ## Pre-train, fine-tune and evaluate on synthetic data; the last line is the report
 	@$(PY) -m cmunet_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
@@ -30,6 +30,9 @@ test: $(STAMP)  ## Run the tests (PYTEST_ARGS='-k name' picks some)
 
 test-slow: $(STAMP)  ## Run the tests marked slow, which `make test` leaves out
 	@$(PY) $(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-faults: $(STAMP)  ## Run the tests marked faults: kills, full disks, damage, fuzzing (minutes)
+	@$(PY) $(PYTEST) -m faults $(PYTEST_ARGS)
 
 install: $(STAMP)  ## Only make the virtual environment (ACCELERATOR=cuda or tpu for those)
 

@@ -27,6 +27,7 @@ FREE = (
     "log_every",
     "pictures_every",
     "checkpoint.keep",
+    "optim.on_nan",  # differs only where the run would have stopped, which it may then survive
 )
 _REQUIRED = {
     "pretrain": _TRAINING,

@@ -121,7 +121,7 @@ class Worker:
         return self._records.result(key) is not None
 
     def _ready(self, trial: Trial) -> bool:
-        """Whether the pre-training is there; one whose checkpoint was deleted is done again, once."""
+        """Whether the pre-training is there; if its checkpoint was deleted it is repeated, once."""
         for key in trial.depends:
             before = self._by_key[key]
             if before.kind == "pretrain" and not self._store.names(f"trials/{key}/run/checkpoints"):
