@@ -1,1 +1,1 @@
-"""What a fault costs: kills, full disks, damage, clocks, memory, hostile files. `make test-faults`."""
+"""What a fault costs: kills, full disks, damage, clocks, memory, hostile files."""
