@@ -35,18 +35,28 @@ class Source:
     @functools.cached_property
     def _records(self) -> Any:
         builder = tfds.builder_from_directory(self._directory)
-        return builder.as_data_source(self._split)
+        records = builder.as_data_source(self._split)
+        if len(records) != self._length:
+            raise ValueError(f"{len(records)} records, of {self._length}")
+        return records
 
     def __len__(self) -> int:
         """Number of examples."""
         return self._length
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        """Decodes one example; negative indices count from the end."""
+        """Decodes one example; negative indices count from the end. UserError if damaged."""
         position = int(index)
         if not -self._length <= position < self._length:
             raise IndexError(f"index {position} of {self._length} examples of {self._split}")
-        return _plain(self._records[position % self._length])
+        try:
+            return _plain(self._records[position % self._length])
+        except MemoryError:
+            raise
+        except Exception as error:  # TFDS, ArrayRecord and protobuf have kinds of their own.
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            what = f"example {position} of {self._split} in {self._directory}"
+            raise _damaged(what, text) from error
 
     def __getitems__(self, indices: Any) -> list[dict[str, Any]]:
         """Several examples at once."""
@@ -78,10 +88,14 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}); build the data set again: its "
-            "`python -m tfds_angio.build` command with --rebuild"
-        ) from error
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _damaged(what: object, why: str) -> UserError:
+    return UserError(
+        f"{what} is damaged ({why}); build the data set again: its "
+        "`python -m tfds_angio.build` command with --rebuild"
+    )
 
 
 class AngioDataset:

@@ -50,15 +50,9 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
         raise UserError(f"--workdir {workdir} cannot be written ({parent} is read-only).")
     if not path.is_file():
         return
-    try:
-        before = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is damaged. Move {workdir} away or choose another --workdir."
-        ) from None
     changed = [
         line
-        for line in config_lib.differences(before, config_lib.to_dict(config))
+        for line in config_lib.differences(read(workdir)["config"], config_lib.to_dict(config))
         if not line.startswith(config_lib.FREE)
     ]
     if changed:
@@ -69,10 +63,30 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
         )
 
 
-def read_facts(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns what an earlier command of this run wrote beside its config, or {}."""
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of config.json.
+
+    Raises:
+      UserError: if it is damaged.
+    """
     path = workdir / FILE
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(content.get(key, {}), dict) for key in ("config", "data")):
+            content["config"]  # what a run cannot do without
+            return content
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{path} is damaged. Move {workdir} away or choose another --workdir.")
+
+
+def read_facts(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns what an earlier command of this run wrote beside its config, or {}.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    content = read(workdir) if (workdir / FILE).is_file() else {}
     return {key: content[key] for key in ("data", "init_from", "seen") if key in content}
 
 

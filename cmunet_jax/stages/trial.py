@@ -102,7 +102,7 @@ def _where_it_began(workdir: pathlib.Path) -> str | None:
     """`init_from` of a run that has saved: it goes on without it, wherever that is by now."""
     if not store.step_folders(workdir / "checkpoints") or not (workdir / record.FILE).is_file():
         return None
-    return json.loads((workdir / record.FILE).read_text())["config"].get("init_from")
+    return record.read(workdir)["config"].get("init_from")
 
 
 def _watched(config: Any) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ def command(dataset, workdir):
         "-m", "cmunet_jax.main", "--config", "configs/pretrain.py:size=tiny",
         f"--config.data.dir={dataset.directory.parents[2]}", "--config.data.workers=1",
         f"--config.train_for={STEPS} steps", f"--config.checkpoint.every={EVERY} steps",
-        "--config.pictures_every=0 steps", f"--config.log_every={EVERY} steps", f"--workdir={workdir}",
+        "--config.pictures_every=0 steps", f"--config.log_every={EVERY} steps",
+        f"--workdir={workdir}",
     ]  # fmt: skip
 
 
