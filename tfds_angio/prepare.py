@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -103,13 +104,20 @@ def build(
             )
             _write(name, builder, config, request, scratch, final)
             _move_into_place(scratch / "new" / final.relative_to(root), final)
-        except OSError as error:
-            if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+        except (OSError, RuntimeError) as error:
+            if not _is_full(error):
                 raise
             raise UserError(f"no space left under {root}; nothing was kept") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return AngioDataset(final)
+
+
+def _is_full(error: OSError | RuntimeError) -> bool:
+    """Whether the disk or the quota is used up; ArrayRecord says so in a RuntimeError's text."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    number = getattr(error, "errno", None)
+    return number in full or any(os.strerror(code) in str(error) for code in full)
 
 
 def _check_config(builder: type[AngioBuilder], name: str, config: str) -> None:

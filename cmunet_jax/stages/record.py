@@ -1,5 +1,6 @@
 """What a run writes down about itself, and the guard against mixing two runs in one folder."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -120,10 +121,12 @@ def write(
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes JSON atomically; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None
