@@ -87,8 +87,18 @@ def _whole(path: Path) -> Iterator[None]:
     """Turns what a damaged file of ours does to its reader into one line with the remedy."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _check_types(name: Any, fingerprint: Any, groups: Any, splits: Any) -> None:
+    """ValueError where an index is JSON, but not of the kind that a build writes."""
+    columns = [part[key] for part in splits.values() for key in _COLUMNS]
+    if not all(isinstance(column, list) for column in columns):
+        raise ValueError("a column is no list")
+    texts = [name, fingerprint, *groups.values(), *(text for column in columns for text in column)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is no text")
 
 
 def _damaged(what: object, why: str) -> UserError:
@@ -128,6 +138,7 @@ class AngioDataset:
             # Absent where a build is older than the record of its groups.
             self._groups: dict[str, str] | None = self._index.get("groups")
             self._splits: dict[str, dict[str, list[str]]] = self._index["splits"]
+            _check_types(self.name, self.fingerprint, self._groups or {}, self._splits)
             self.sizes: dict[str, int] = {s: len(v["ids"]) for s, v in self._splits.items()}
             lengths = {s: {len(v[key]) for key in _COLUMNS} for s, v in self._splits.items()}
             if any(len(of_split) != 1 for of_split in lengths.values()):
@@ -191,7 +202,10 @@ class AngioDataset:
         if not path.exists():
             raise UserError(f"{self.name}: no labelled draw {draw}; see {path.parent}")
         with _whole(path):
-            return list(json.loads(path.read_text(encoding="utf-8"))["ids"])
+            ids = list(json.loads(path.read_text(encoding="utf-8"))["ids"])
+            if not all(isinstance(name, str) for name in ids):
+                raise ValueError("an id is no text")
+            return ids
 
     def labelled_ids(self, n: int, *, draw: int) -> list[str]:
         """The first `n` ids of a draw of the labelled training images.

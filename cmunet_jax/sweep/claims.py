@@ -15,7 +15,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,16 @@ def parse(content: bytes | None) -> dict[str, Any] | None:
     """The JSON object of a file, or None where it is absent or half-written."""
     try:
         value = json.loads(content) if content else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def number(content: Mapping[str, Any], key: str, default: float) -> float:
+    """A finite number of a file that others may have written; the default where it is none."""
+    value = content.get(key)
+    good = isinstance(value, int | float) and abs(value) < 1e18  # NaN is not
+    return float(value) if good else default
 
 
 def _machine() -> str:
@@ -130,7 +137,8 @@ class Claims:
         token = dump(record | {"attempt": attempt})
         if not self._store.create(f"trials/{key}/attempts/{attempt}.json", token):
             return None
-        seconds, energy = before.get("seconds", 0.0), before.get("energy_joules", 0.0)
+        seconds, energy = number(before, "seconds", 0.0), before.get("energy_joules", 0.0)
+        energy = None if energy is None else number(before, "energy_joules", 0.0)
         claim = Claim(key, attempt, token, seconds, energy)
         self._write(claim, claim.seconds, claim.energy, released=False)
         return claim
@@ -143,14 +151,14 @@ class Claims:
         if holder.get("owner") == self._owner:
             return True  # Ours, from before an error; this runner does one trial at a time.
         if holder.get("machine") == self._machine and not _alive(
-            int(holder.get("pid", 0)), float(holder.get("started", 0.0))
+            int(number(holder, "pid", 0)), number(holder, "started", 0.0)
         ):
             return True
         sign, at = (newest, lease.get("attempt"), lease.get("beat")), self._clock()
         if self._seen.get(key, (None, 0.0))[0] != sign:
             self._seen[key] = (sign, at)
             return False
-        lasts = float(holder.get("lease_seconds", self._lease))
+        lasts = number(holder, "lease_seconds", self._lease)
         return at - self._seen[key][1] >= lasts
 
     def holds(self, claim: Claim) -> bool:
