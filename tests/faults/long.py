@@ -3,8 +3,8 @@
     python -m tests.faults.long stream 200000    # images through Grain
     python -m tests.faults.long train 20000      # steps of a pre-training, by the stage itself
 
-Both print one line a part of the whole: images or steps a second, CPU time, and memory that belongs
-to the process (USS: what the page cache keeps of a mapped file is not counted).
+Both print one line a part of the whole: images or steps a second, CPU time, and the anonymous memory
+of the process (of Linux: pages of mapped files and libraries come and go with what others need).
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ class Part:
     mib: float
 
 
+def _anonymous_kib(pid: int) -> int:
+    """RssAnon of a process of ours."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0])
+
+
 class Meter:
     """Takes a Part whenever it is told how much is done."""
 
@@ -59,23 +65,21 @@ class Meter:
             done,
             time.perf_counter(),
             sum(t.user + t.system for t in times),
-            sum(p.memory_full_info().uss for p in own) / 2**20,
+            sum(_anonymous_kib(p.pid) for p in own) / 1024,
         )
 
     def __call__(self, done: int) -> None:
-        """`done` items are done."""
-        self.parts.append(self._now(done))
-
-    def rows(self) -> Iterator[dict[str, float]]:
-        """Of each part its end, items a second, CPU milliseconds an item and MiB."""
-        for before, after in zip(self.parts, self.parts[1:], strict=False):
-            count = after.done - before.done
-            yield {
-                "done": after.done,
-                "per_second": count / (after.wall - before.wall),
-                "cpu_ms": 1000 * (after.cpu - before.cpu) / count,
-                "mib": after.mib,
-            }
+        """`done` items are done: prints items a second, CPU milliseconds an item and MiB."""
+        before, after = self.parts[-1], self._now(done)
+        self.parts.append(after)
+        count = after.done - before.done
+        row = {
+            "done": after.done,
+            "per_second": count / (after.wall - before.wall),
+            "cpu_ms": 1000 * (after.cpu - before.cpu) / count,
+            "mib": after.mib,
+        }
+        print(json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
 
 
 class Large(builder_lib.AngioBuilder, skip_registration=True):
@@ -174,7 +178,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         if kind == "train":
-            meter = train_steps(folder, count)
+            train_steps(folder, count)
         else:
             began = time.perf_counter()
             dataset = large_set(folder, count)
@@ -182,9 +186,7 @@ def main(arguments: list[str]) -> int:
             took = time.perf_counter() - began
             print(f"built {count} images in {took:.0f} s, {size / 2**20:.0f} MiB on disk")
             options = dict(zip(("side", "workers"), rest, strict=False))
-            meter = stream_all(dataset, **options)
-    for row in meter.rows():
-        print(json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
+            stream_all(dataset, **options)
     return 0
 
 
