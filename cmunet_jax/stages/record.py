@@ -73,12 +73,14 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
     path = workdir / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(content.get(key, {}), dict) for key in ("config", "data")):
-            content["config"]  # what a run cannot do without
-            return content
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise UserError(f"{path} is damaged. Move {workdir} away or choose another --workdir.")
+        parts = [content["config"], content.get("data", {})]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("not what a run writes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged. Move {workdir} away or choose another --workdir."
+        ) from error
+    return content
 
 
 def read_facts(workdir: pathlib.Path) -> dict[str, Any]:

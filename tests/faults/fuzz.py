@@ -10,6 +10,7 @@ a program, to open a socket or to unpickle.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import random
@@ -56,10 +57,8 @@ def dataset(folder: pathlib.Path, data: bytes) -> None:
     (folder / INDEX).write_bytes(data)
     (folder / "splits" / "labelled_draw0.json").write_bytes(data)
     for read in (lambda: _read_all(AngioDataset(folder)), lambda: _good(folder).labelled_order(0)):
-        try:
+        with contextlib.suppress(UserError):
             read()
-        except UserError:
-            pass
 
 
 def _read_all(opened: AngioDataset) -> None:
@@ -77,23 +76,17 @@ def _good(folder: pathlib.Path) -> AngioDataset:
 def manifests(folder: pathlib.Path, data: bytes) -> None:
     """A checkpoint's manifest; with a seal that fits, as by someone who made it up."""
     (folder / "1" / "manifest").mkdir(parents=True, exist_ok=True)
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         content = json.loads(data)
         if isinstance(content, dict) and "seal" in content:
             body = {key: value for key, value in content.items() if key != "seal"}
             data = json.dumps(body | {"seal": manifest._sha256(body)}).encode()
-    except (ValueError, RecursionError):
-        pass
     (folder / "1" / "manifest" / "metadata").write_bytes(data)
     for step in ("latest", "best"):
-        try:
+        with contextlib.suppress(UserError):
             loading.load(folder, step=step)
-        except UserError:
-            pass
-    try:
+    with contextlib.suppress(UserError, manifest.Damaged):
         assert store.read_manifest(folder / "1").digest
-    except (UserError, manifest.Damaged):
-        pass
 
 
 def weights(folder: pathlib.Path, data: bytes) -> None:
@@ -103,10 +96,8 @@ def weights(folder: pathlib.Path, data: bytes) -> None:
     shutil.copytree(folder / "seed_run", run)
     files = sorted(path for path in (run / "1" / "state").rglob("*") if path.is_file())
     files[data[0] % len(files) if data else 0].write_bytes(data[1:])
-    try:
+    with contextlib.suppress(UserError):
         loading.load(run, extra=True)
-    except UserError:
-        pass
 
 
 def runs(folder: pathlib.Path, data: bytes) -> None:
@@ -122,10 +113,8 @@ def runs(folder: pathlib.Path, data: bytes) -> None:
         lambda: report_results.read_evaluation(folder),
         lambda: metrics_file.JsonLinesWriter(folder / "metrics.jsonl", start_step=3).close(),
     ):
-        try:
+        with contextlib.suppress(UserError):
             read()
-        except UserError:
-            pass
 
 
 def trials(folder: pathlib.Path, data: bytes) -> None:
@@ -142,10 +131,8 @@ def trials(folder: pathlib.Path, data: bytes) -> None:
         lambda: records.failures(KEY),
         lambda: Claims(opened, 60.0).take(KEY),
     ):
-        try:
+        with contextlib.suppress(UserError):
             read()
-        except UserError:
-            pass
 
 
 def flags(folder: pathlib.Path, data: bytes) -> None:
@@ -163,12 +150,8 @@ def flags(folder: pathlib.Path, data: bytes) -> None:
         ),
         lambda: config_lib.differences(config_lib.to_dict(config), {text: {text: text}}),
     ):
-        try:
+        with contextlib.suppress(UserError, SystemExit):  # --help ends the process
             read()
-        except UserError:
-            pass
-        except SystemExit as status:  # --help
-            assert status.code in (0, 1)
 
 
 _OPTIONS = {
