@@ -22,7 +22,7 @@ EXCEPTIONS: dict[str, str] = {}
 
 def needed(distribution: str, extra: str = "") -> set[str]:
     """What an installed package needs here, directly."""
-    found = set()
+    found: set[str] = set()
     for text in importlib.metadata.requires(distribution) or []:
         need = Requirement(text)
         if need.marker is None or need.marker.evaluate({"extra": extra}):
@@ -33,7 +33,9 @@ def needed(distribution: str, extra: str = "") -> set[str]:
 def runtime() -> set[str]:
     """All that a user installs with the project, as far as it is installed here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    waiting: set[str] = {
+        canonicalize_name(Requirement(text).name) for text in project["dependencies"]
+    }
     found: set[str] = set()
     while waiting:
         name = waiting.pop()

@@ -47,8 +47,9 @@ def parse(content: bytes | None) -> dict[str, Any] | None:
 def number(content: Mapping[str, Any], key: str, default: float) -> float:
     """A finite number of a file that others may have written; the default where it is none."""
     value = content.get(key)
-    good = isinstance(value, int | float) and abs(value) < 1e18  # NaN is not
-    return float(value) if good else default
+    if isinstance(value, int | float) and abs(value) < 1e18:  # NaN is not
+        return float(value)
+    return default
 
 
 def _machine() -> str:

@@ -165,7 +165,22 @@ TARGETS: dict[str, Callable[[pathlib.Path, bytes], None]] = {
     for function in (images, dataset, manifests, weights, runs, trials, flags)
 }
 STRUCTURED = ("dataset", "manifests", "runs", "trials")
-ODD = (None, True, -1, 0, 1e308, 10**400, float("nan"), "", "NaN", "\ud800", [], {}, [[]], "x" * 99)
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**400,
+    float("nan"),
+    "",
+    "NaN",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    "x" * 99,
+)
 
 
 def mutate_json(data: bytes, size: int, seed: int) -> bytes:

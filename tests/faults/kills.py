@@ -21,10 +21,10 @@ def generator(kind: str) -> random.Random:
     return random.Random(f"kills of a {kind}")
 
 
-def start(arguments: Sequence[str], **options: object) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str], *, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """Starts Python in the repository's root, quietly."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | options
-    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, **quiet)
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=stdout, stderr=subprocess.DEVNULL)
 
 
 def kill(process: subprocess.Popen[str], *, after: float) -> bool:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -82,7 +83,9 @@ class Meter:
         print(json.dumps({name: round(value, 3) for name, value in row.items()}), flush=True)
 
 
-class Large(builder_lib.AngioBuilder, skip_registration=True):
+class Large(  # type: ignore[call-arg]
+    builder_lib.AngioBuilder, skip_registration=True
+):
     """`count` images of 512², few of them distinct and mostly black: 1 KB each on disk."""
 
     name = "large"
@@ -164,11 +167,8 @@ def train_steps(folder: pathlib.Path, steps: int) -> Meter:
                 meters[0](step - 1)
             return super().__call__(step, t)
 
-    original, progress.Progress = progress.Progress, Measured
-    try:
+    with mock.patch.object(progress, "Progress", Measured):
         assert train_stage.run(config, folder / "run") == 0
-    finally:
-        progress.Progress = original
     return meters[0]
 
 

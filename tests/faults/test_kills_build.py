@@ -1,5 +1,6 @@
 """A build killed at random: the old data set, the new one, or none; never a part of one."""
 
+import subprocess
 import time
 
 import pytest
@@ -21,7 +22,7 @@ build("angio_folder", data_dir=sys.argv[1], source=sys.argv[2], options=options,
 
 
 def launch(data, source, seed):
-    process = kills.start(["-c", CODE, str(data), str(source), str(seed)], stdout=-1)
+    process = kills.start(["-c", CODE, str(data), str(source), str(seed)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == "go\n"
     return process
 
