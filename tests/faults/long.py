@@ -1,4 +1,4 @@
-"""Long runs and large sets, measured: what a reduced form of in test_long.py checks.
+"""Long runs and large sets, measured: which test_long.py checks in a reduced form.
 
     python -m tests.faults.long stream 200000    # images through Grain
     python -m tests.faults.long train 20000      # steps of a pre-training, by the stage itself
@@ -9,7 +9,10 @@ of the process (of Linux: pages of mapped files and libraries come and go with w
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import json
 import pathlib
 import sys
@@ -33,7 +36,7 @@ from tfds_angio import builder as builder_lib
 from tfds_angio import prepare
 from tfds_angio.base import AngioDataset, build
 
-SIDE, DISTINCT, PARTS, BATCH = 512, 64, 20, 32
+SIDE, DISTINCT, PARTS, BATCH = 128, 64, 20, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,13 @@ class Part:
     wall: float
     cpu: float
     mib: float
+
+
+def _return_what_is_free() -> None:
+    """Gives what the allocator keeps back to the system; where it cannot (not glibc), it stays."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _anonymous_kib(pid: int) -> int:
@@ -60,6 +70,7 @@ class Meter:
         self.parts: list[Part] = [self._now(0)]
 
     def _now(self, done: int) -> Part:
+        _return_what_is_free()
         own = [self._process, *self._process.children(recursive=True)]
         times = [p.cpu_times() for p in own]
         return Part(
@@ -86,7 +97,7 @@ class Meter:
 class Large(  # type: ignore[call-arg]
     builder_lib.AngioBuilder, skip_registration=True
 ):
-    """`count` images of 512², few of them distinct and mostly black: 1 KB each on disk."""
+    """`count` images of 128², few of them distinct and mostly dark: 1 to 2 KB each on disk."""
 
     name = "large"
     count = 0
@@ -114,8 +125,8 @@ def _image(seed: int) -> builder_lib.Example:
     rng = np.random.default_rng(seed)
     image = np.full((SIDE, SIDE), 20, np.uint8)
     for _ in range(3):
-        points = rng.integers(40, SIDE - 40, (6, 1, 2)).astype(np.int32)
-        cv2.polylines(image, [points], False, int(rng.integers(80, 250)), 5)
+        points = rng.integers(10, SIDE - 10, (4, 1, 2)).astype(np.int32)
+        cv2.polylines(image, [points], False, int(rng.integers(80, 250)), 3)
     return builder_lib.Example(id=str(seed), image=image)
 
 
