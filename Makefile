@@ -20,7 +20,7 @@ CODE := cmunet_jax tfds_angio configs tests
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow install lint format lock clean help
+.PHONY: demo test test-slow test-faults install lint audit format lock clean help
 
 demo: $(STAMP)  ## Pre-train, fine-tune and evaluate on synthetic data; the last line is the report
 	@$(PY) -m cmunet_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
@@ -31,12 +31,21 @@ test: $(STAMP)  ## Run the tests (PYTEST_ARGS='-k name' picks some)
 test-slow: $(STAMP)  ## Run the tests marked slow, which `make test` leaves out
 	@XLA_FLAGS= $(PY) $(PYTEST) -m slow $(PYTEST_ARGS)
 
+test-faults: $(STAMP)  ## Run the tests marked faults: kills, full disks, damage, fuzzing (minutes)
+	@$(PY) $(PYTEST) -m faults $(PYTEST_ARGS)
+
 install: $(STAMP)  ## Only make the virtual environment (ACCELERATOR=cuda or tpu for those)
 
 lint: $(STAMP)  ## Check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy $(CODE)
+
+audit: $(STAMP)  ## Ask a vulnerability service about the pinned packages, where one can be reached
+	@$(PY) -m pip check
+	@$(MAKE) --silent VENV=.venv-audit .venv-audit/bin/python
+	@.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit || true
+	@$(PY) -m tests.audit .venv-audit/bin/python
 
 format: $(STAMP)  ## Apply the formatter and the fixes that ruff can make
 	$(PY) -m ruff check --fix .
@@ -66,13 +75,13 @@ $(STAMP): $(PY) requirements.lock pyproject.toml
 lock:  ## Refresh requirements.lock from pyproject.toml (UPGRADE=1: to the newest versions)
 	@$(MAKE) --silent VENV=.venv-lock .venv-lock/bin/python
 	@.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev \
+	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra fuzz \
 	  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' \
 	  $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
 	@echo "requirements.lock: $$(grep -c == requirements.lock) pins"
 
 clean:  ## Remove virtual environments, caches and build folders; data/ and runs/ stay
-	rm -rf .venv .venv-lock .cache build dist ./*.egg-info
+	rm -rf .venv .venv-lock .venv-audit .cache build dist ./*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './data/*' -not -path './runs/*' -prune -exec rm -rf {} +
 

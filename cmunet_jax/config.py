@@ -35,6 +35,7 @@ FREE = (
     "hosts.processes",
     "hosts.process",
     "hosts.wait_seconds",
+    "optim.on_nan",  # differs only where the run would have stopped, which it may then survive
 )
 _REQUIRED = {
     "pretrain": _TRAINING,

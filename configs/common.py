@@ -77,6 +77,8 @@ def optim(**changes) -> Config:
             "weight_decay": 0.0,  # of kernels only
             "weight_decay_end": -1.0,  # >= 0: cosine from weight_decay to this over the run
             "clip_norm": 0.0,  # 0: off
+            # A step whose loss or gradient is not finite: stop, or skip it and count it.
+            "on_nan": "stop",
         }
     )
     config.update(changes)

@@ -32,8 +32,8 @@ NOT_IMPORTED = {
     "importlib-resources": "tensorflow-datasets imports it but does not declare it",
     "pillow": "tensorflow-datasets decodes PNG with it but does not declare it",
 }
-# Imported only by tests that skip without them: large, and only ever an oracle.
-OPTIONAL_ORACLES = {"torch", "monai", "torchmetrics"}
+# Imported only by tests that skip without them: large oracles, a fuzzer of one platform.
+OPTIONAL_ORACLES = {"torch", "monai", "torchmetrics", "atheris"}
 
 
 def _project() -> dict:

@@ -35,18 +35,28 @@ class Source:
     @functools.cached_property
     def _records(self) -> Any:
         builder = tfds.builder_from_directory(self._directory)
-        return builder.as_data_source(self._split)
+        records = builder.as_data_source(self._split)
+        if len(records) != self._length:
+            raise ValueError(f"{len(records)} records, of {self._length}")
+        return records
 
     def __len__(self) -> int:
         """Number of examples."""
         return self._length
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        """Decodes one example; negative indices count from the end."""
+        """Decodes one example; negative indices count from the end. UserError if damaged."""
         position = int(index)
         if not -self._length <= position < self._length:
             raise IndexError(f"index {position} of {self._length} examples of {self._split}")
-        return _plain(self._records[position % self._length])
+        try:
+            return _plain(self._records[position % self._length])
+        except MemoryError:
+            raise
+        except Exception as error:  # TFDS, ArrayRecord and protobuf have kinds of their own.
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            what = f"example {position} of {self._split} in {self._directory}"
+            raise _damaged(what, text) from error
 
     def __getitems__(self, indices: Any) -> list[dict[str, Any]]:
         """Several examples at once."""
@@ -77,11 +87,25 @@ def _whole(path: Path) -> Iterator[None]:
     """Turns what a damaged file of ours does to its reader into one line with the remedy."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}); build the data set again: its "
-            "`python -m tfds_angio.build` command with --rebuild"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def _check_types(name: Any, fingerprint: Any, groups: Any, splits: Any) -> None:
+    """ValueError where an index is JSON, but not of the kind that a build writes."""
+    columns = [part[key] for part in splits.values() for key in _COLUMNS]
+    if not all(isinstance(column, list) for column in columns):
+        raise ValueError("a column is no list")
+    texts = [name, fingerprint, *groups.values(), *(text for column in columns for text in column)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is no text")
+
+
+def _damaged(what: object, why: str) -> UserError:
+    return UserError(
+        f"{what} is damaged ({why}); build the data set again: its "
+        "`python -m tfds_angio.build` command with --rebuild"
+    )
 
 
 class AngioDataset:
@@ -114,6 +138,7 @@ class AngioDataset:
             # Absent where a build is older than the record of its groups.
             self._groups: dict[str, str] | None = self._index.get("groups")
             self._splits: dict[str, dict[str, list[str]]] = self._index["splits"]
+            _check_types(self.name, self.fingerprint, self._groups or {}, self._splits)
             self.sizes: dict[str, int] = {s: len(v["ids"]) for s, v in self._splits.items()}
             lengths = {s: {len(v[key]) for key in _COLUMNS} for s, v in self._splits.items()}
             if any(len(of_split) != 1 for of_split in lengths.values()):
@@ -177,7 +202,10 @@ class AngioDataset:
         if not path.exists():
             raise UserError(f"{self.name}: no labelled draw {draw}; see {path.parent}")
         with _whole(path):
-            return list(json.loads(path.read_text(encoding="utf-8"))["ids"])
+            ids = list(json.loads(path.read_text(encoding="utf-8"))["ids"])
+            if not all(isinstance(name, str) for name in ids):
+                raise ValueError("an id is no text")
+            return ids
 
     def labelled_ids(self, n: int, *, draw: int) -> list[str]:
         """The first `n` ids of a draw of the labelled training images.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-import zipfile
 
 import cv2
 import numpy as np
@@ -21,7 +20,9 @@ class UnreadableImage(Exception):
 def _load_npy(data: bytes) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except MemoryError as error:
+        raise UnreadableImage("too large for the memory, or a corrupt .npy") from error
+    except Exception as error:  # NumPy parses the header as Python, which fails in many ways.
         raise UnreadableImage(f"corrupt or unsupported .npy ({error})") from error
     if not isinstance(array, np.ndarray):
         raise UnreadableImage("an .npz archive, not an array")

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 from tfds_angio import options as options_lib
 from tfds_angio import registry, splits
@@ -103,13 +106,20 @@ def build(
             )
             _write(name, builder, config, request, scratch, final)
             _move_into_place(scratch / "new" / final.relative_to(root), final)
-        except OSError as error:
-            if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+        except (OSError, RuntimeError) as error:
+            if not _is_full(error):
                 raise
             raise UserError(f"no space left under {root}; nothing was kept") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return AngioDataset(final)
+
+
+def _is_full(error: OSError | RuntimeError) -> bool:
+    """Whether the disk or the quota is used up; ArrayRecord says so in a RuntimeError's text."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    number = getattr(error, "errno", None)
+    return number in full or any(os.strerror(code) in str(error) for code in full)
 
 
 def _check_config(builder: type[AngioBuilder], name: str, config: str) -> None:
@@ -192,7 +202,8 @@ def _write(
         chosen = tfds.core.BuilderConfig(name=config, version=cls.VERSION)
     builder = cls(data_dir=scratch / "new", config=chosen)
     builder.request = request
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces the temporary folder there
+    # TFDS announces the temporary folder on standard output.
+    with contextlib.redirect_stdout(io.StringIO()), _records_in_memory():
         builder.download_and_prepare(
             download_dir=scratch / "downloads",
             file_format="array_record",
@@ -235,6 +246,20 @@ def _write(
         path = directory / "splits" / f"labelled_draw{draw['draw']}.json"
         path.write_text(json.dumps(draw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (directory / INDEX).write_text(json.dumps(index, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _records_in_memory() -> Iterator[None]:
+    """Keeps TFDS from moving records to temporary files, for which it would import TensorFlow.
+
+    Beyond a gigabyte a split it does, and then reads them all back to sort them: memory for the
+    compressed records of a split is needed either way.
+    """
+    limit, shuffle.MAX_MEM_BUFFER_SIZE = shuffle.MAX_MEM_BUFFER_SIZE, sys.maxsize
+    try:
+        yield
+    finally:
+        shuffle.MAX_MEM_BUFFER_SIZE = limit
 
 
 def _groups_of(

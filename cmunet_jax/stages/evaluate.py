@@ -13,7 +13,7 @@ from cmunet_jax import config as config_lib
 from cmunet_jax.data import datasets
 from cmunet_jax.evaluation import evaluator, results
 from cmunet_jax.stages import provenance, record, segment
-from cmunet_jax.train import sharding
+from cmunet_jax.train import estimate, sharding
 from tfds_angio import resplit
 from tfds_angio.base import AngioDataset
 
@@ -40,18 +40,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     dataset = open_data(config, loaded.config)
     datasets.size_of(dataset, config.split, key="split")
     overlap = provenance.check_unseen(loaded.config, dataset, config.split)
-    result = evaluator.evaluate(
-        segmenter.forward,
-        segmenter.weights,
-        dataset,
-        config.split,
-        segmenter.preprocessing,
-        batch_size=segment.round_up(config.batch_size, mesh),
-        protocol=config.protocol,
-        resolution=config.resolution,
-        workers=config.data.workers or None,
-        prepared=segment.prepare(dataset, config.split, segmenter.preprocessing, config.data),
-    )
+    with estimate.memory_errors(batch_size=config.batch_size):
+        result = evaluator.evaluate(
+            segmenter.forward,
+            segmenter.weights,
+            dataset,
+            config.split,
+            segmenter.preprocessing,
+            batch_size=segment.round_up(config.batch_size, mesh),
+            protocol=config.protocol,
+            resolution=config.resolution,
+            workers=config.data.workers or None,
+            prepared=segment.prepare(dataset, config.split, segmenter.preprocessing, config.data),
+        )
     facts = {
         "checkpoint": {
             "path": str(loaded.path),

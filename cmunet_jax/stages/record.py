@@ -1,5 +1,6 @@
 """What a run writes down about itself, and the guard against mixing two runs in one folder."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -53,15 +54,9 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
         raise UserError(f"--workdir {workdir} cannot be written ({parent} is read-only).")
     if not path.is_file():
         return
-    try:
-        before = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is damaged. Move {workdir} away or choose another --workdir."
-        ) from None
     changed = [
         line
-        for line in config_lib.differences(before, config_lib.to_dict(config))
+        for line in config_lib.differences(read(workdir)["config"], config_lib.to_dict(config))
         if not line.startswith(config_lib.FREE)
     ]
     if changed:
@@ -72,10 +67,32 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
         )
 
 
-def read_facts(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns what an earlier command of this run wrote beside its config, or {}."""
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the content of config.json.
+
+    Raises:
+      UserError: if it is damaged.
+    """
     path = workdir / FILE
-    content = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = [content["config"], content.get("data", {})]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("not what a run writes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged. Move {workdir} away or choose another --workdir."
+        ) from error
+    return content
+
+
+def read_facts(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns what an earlier command of this run wrote beside its config, or {}.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    content = read(workdir) if (workdir / FILE).is_file() else {}
     return {key: content[key] for key in ("data", "init_from", "seen") if key in content}
 
 
@@ -113,10 +130,12 @@ def write(
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes JSON atomically; a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}.") from None

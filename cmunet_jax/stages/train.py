@@ -50,11 +50,17 @@ class Chosen:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The data of a run: the chosen images, prepared or to be prepared."""
+    """The data of a run: the chosen images, prepared or to be prepared; `ids` of the rows."""
 
     dataset: AngioDataset
     rows: source.PreparedSplit | source.OnTheFly
     preprocessing: preprocessing.Preprocessing
+    ids: list[str]
+
+    def of_step(self, step: int, *, seed: int, batch_size: int) -> list[str]:
+        """The ids of the images of one step, from 0: a function of its number."""
+        indices = source.batch_indices(seed, step, size=len(self.ids), batch_size=batch_size)
+        return [self.ids[int(i)] for i in indices]
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
@@ -170,7 +176,8 @@ def prepare(
     dataset, split = chosen.dataset, config.data.split
     options = dict(ids=chosen.ids, with_masks=config.stage == "finetune")
     if config.data.streaming:
-        return Inputs(dataset, source.OnTheFly(dataset, split, chain, **options), chain)
+        streamed = source.OnTheFly(dataset, split, chain, **options)
+        return Inputs(dataset, streamed, chain, chosen.ids)
     workers = config.data.workers or None
     rows = source.prepare(dataset, split, chain, workers=workers, **options)
     have = estimate.available_bytes()
@@ -180,7 +187,7 @@ def prepare(
             f"half of the {have / 2**30:.1f} GiB that the device has free. Stream them: "
             "--config.data.streaming=True"
         )
-    return Inputs(dataset, rows, chain)
+    return Inputs(dataset, rows, chain, chosen.ids)
 
 
 def durations(config: ml_collections.ConfigDict, examples: int) -> dict[str, int]:
@@ -285,6 +292,9 @@ def _fit(
                     progress=told if processes.is_first() else lambda done: None,
                     rate=rate,
                     stage=config.stage,
+                    batch_ids=functools.partial(
+                        inputs.of_step, seed=config.seed, batch_size=config.batch_size
+                    ),
                 )
             except loop.Preempted as stop:
                 print(f"Stopped by {stop} Run the same command to continue.")

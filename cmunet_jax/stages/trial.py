@@ -106,7 +106,7 @@ def _where_it_began(workdir: pathlib.Path) -> str | None:
         # It has nothing to lose, and may have to begin elsewhere: a pre-training that was repeated.
         (workdir / record.FILE).unlink()
         return None
-    return json.loads((workdir / record.FILE).read_text())["config"].get("init_from")
+    return record.read(workdir)["config"].get("init_from")
 
 
 def _watched(config: Any) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,17 @@ def parse(content: bytes | None) -> dict[str, Any] | None:
     """The JSON object of a file, or None where it is absent or half-written."""
     try:
         value = json.loads(content) if content else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def number(content: Mapping[str, Any], key: str, default: float) -> float:
+    """A finite number of a file that others may have written; the default where it is none."""
+    value = content.get(key)
+    if isinstance(value, int | float) and abs(value) < 1e18:  # NaN is not
+        return float(value)
+    return default
 
 
 def _machine() -> str:
@@ -67,11 +75,14 @@ def _ticks(pid: int) -> int | None:
 
 def _alive(holder: dict[str, Any]) -> bool:
     """Whether the process of this machine that took a trial is there; its number may be reused."""
+    pid = int(number(holder, "pid", 0))
+    if pid < 1:
+        return False
     try:
-        process = psutil.Process(int(holder.get("pid", 0)))
+        process = psutil.Process(pid)
         if holder.get("ticks") is not None:
             return _ticks(process.pid) == holder["ticks"]
-        return abs(process.create_time() - float(holder.get("started", 0.0))) < 1.0
+        return abs(process.create_time() - number(holder, "started", 0.0)) < 1.0
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
@@ -145,7 +156,8 @@ class Claims:
         token = dump(record | {"attempt": attempt})
         if not self._store.create(f"trials/{key}/attempts/{attempt}.json", token):
             return None
-        seconds, energy = before.get("seconds", 0.0), before.get("energy_joules", 0.0)
+        seconds, energy = number(before, "seconds", 0.0), before.get("energy_joules", 0.0)
+        energy = None if energy is None else number(before, "energy_joules", 0.0)
         claim = Claim(key, attempt, token, seconds, energy)
         self._write(claim, claim.seconds, claim.energy, released=False)
         return claim
@@ -163,7 +175,7 @@ class Claims:
         if self._seen.get(key, (None, 0.0))[0] != sign:
             self._seen[key] = (sign, at)
             return False
-        lasts = float(holder.get("lease_seconds", self._lease))
+        lasts = number(holder, "lease_seconds", self._lease)
         return at - self._seen[key][1] >= lasts
 
     def holds(self, claim: Claim) -> bool:

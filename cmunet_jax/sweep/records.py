@@ -62,7 +62,8 @@ class Records:
         if content.get("status") not in (DONE, FAILED):
             self._reject(name, f"has the unknown status {content.get('status')!r}")
             return None
-        fingerprint = (content.get("data") or {}).get("fingerprint")
+        data = content.get("data")
+        fingerprint = data.get("fingerprint") if isinstance(data, dict) else None
         if fingerprint != self._data["fingerprint"]:
             self._reject(
                 name,

@@ -135,10 +135,11 @@ class Worker:
         result = self._records.result(key, again=True)
         if result is None or result["status"] != DONE:
             return False
-        published = result["checkpoint"]
-        manifest = f"trials/{key}/{published['path']}/{checkpoints.MANIFEST}/metadata"
+        checkpoint = result.get("checkpoint")
+        published = checkpoint if isinstance(checkpoint, dict) else {}
+        manifest = f"trials/{key}/{published.get('path')}/{checkpoints.MANIFEST}/metadata"
         found = parse(self._store.read(manifest)) or {}
-        if found.get("digest") == published["digest"]:
+        if found and found.get("digest") == published.get("digest"):
             return True
         state = "with other content" if found else "that is no longer there"
         self._records.withdraw(key, f"({before.name}) names a checkpoint {state}")

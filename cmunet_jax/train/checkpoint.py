@@ -36,6 +36,12 @@ __all__ = ["Checkpointer", "Loaded", "Restored", "load"]
 
 _log = logging.getLogger(__name__)
 _LISTED = 12  # names shown per kind of mismatch
+# Orbax reads the wall clock to see whether a save, or a thread of it, takes too long, and gives the
+# save up when that clock is set forward meanwhile. Several processes need the limit, to notice one
+# that has died.
+_PATIENT = ocp.AsyncOptions(
+    timeout_secs=100 * 365 * 24 * 3600, create_directories_asynchronously=False
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +284,7 @@ class Checkpointer:
             preservation_policy=self._policy,
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
+            async_options=_PATIENT if jax.process_count() == 1 else None,
         )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)

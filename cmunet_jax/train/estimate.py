@@ -1,6 +1,9 @@
 """Says what a run will need before and while it runs: memory, time, and the smaller preset."""
 
+import contextlib
+import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,29 +26,95 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:,.0f} days"
 
 
-def check_memory(compiled: Any, *, batch_size: int, stage: str) -> None:
+def _fitting(batch_size: int, ratio: float, multiple: int) -> int:
+    """The largest batch that needs 0.8 of `ratio` of the memory, in whole multiples, at least one.
+
+    The margin is for what grows with the batch without being counted, and for fragmentation.
+    """
+    return max(int(batch_size * ratio * 0.8) // multiple, 1) * multiple
+
+
+def _remedy(batch_size: int, ratio: float, *, accumulation: int, stage: str) -> str:
+    """What to change so that a step, or a batch of an evaluation (no stage), fits."""
+    multiple = accumulation * jax.device_count()
+    fits, options = _fitting(batch_size, ratio, multiple), []
+    if fits < batch_size:
+        options.append(f"Lower config.batch_size (about {fits} fits)")
+    if stage and batch_size > multiple:
+        options.append("raise config.accumulation")
+    if stage:
+        options.append(f"take a smaller preset: {SMALLER.format(stage=stage)}")
+    if not options:
+        return "Use a device with more memory."
+    text = ", or ".join([", ".join(options[:-1]), options[-1]] if options[1:] else options)
+    return text[0].upper() + text[1:]
+
+
+@contextlib.contextmanager
+def memory_errors(
+    *, batch_size: int, accumulation: int = 1, stage: str = "", need: int = 0
+) -> Iterator[None]:
+    """Turns "out of device memory", from the compiler or a running step, into one line.
+
+    Args:
+      batch_size: that was asked for.
+      accumulation: parts of it that are computed one after the other.
+      stage: names the config file with smaller presets; '' for an evaluation, which has none.
+      need: bytes that a step takes as far as the compiler knows, 0 for unknown.
+
+    Raises:
+      UserError: with a batch size that would fit, in place of XLA's RESOURCE_EXHAUSTED.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        ratio = _share_that_fits(str(error), need)
+        what = "one step" if stage else "one batch"
+        raise UserError(
+            f"the device ran out of memory: {what} of config.batch_size={batch_size} does not "
+            f"fit. {_remedy(batch_size, ratio, accumulation=accumulation, stage=stage)}"
+        ) from error
+
+
+def _share_that_fits(message: str, need: int) -> float:
+    """Memory there is / memory that was needed, from the message or from the compiler's count."""
+    said = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])", message)  # a TPU's compiler
+    if said:
+        used, have = (float(said[i]) * 1024.0 ** "KMGT".index(said[i + 1]) for i in (1, 3))
+    else:
+        used, have = float(need), float(available_bytes())
+    # Where the counts say that it fits, something else takes the memory: try half.
+    return have / used if 0 < have < used else 0.5 / 0.8
+
+
+def check_memory(compiled: Any, *, batch_size: int, stage: str, accumulation: int = 1) -> None:
     """Refuses a step that cannot fit into this machine, before the system kills the process.
 
     Args:
       compiled: the ahead-of-time compiled step.
       batch_size: for the remedy.
       stage: names the config file with smaller presets.
+      accumulation: of the step, for the remedy.
 
     Raises:
       UserError: with the need, what there is, and a batch size that would fit.
     """
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return
-    need = analysis.temp_size_in_bytes  # The arguments are in memory already.
+    need = step_bytes(compiled)
     have = available_bytes()
     if have and need > have:
-        fits = max(int(batch_size * have / need * 0.8), 1)
         raise UserError(
             f"one step needs about {need / 2**30:.0f} GiB and this machine has "
-            f"{have / 2**30:.0f} GiB free. Lower config.batch_size (about {fits} fits), raise "
-            f"config.accumulation, or take a smaller preset: {SMALLER.format(stage=stage)}"
+            f"{have / 2**30:.0f} GiB free. "
+            f"{_remedy(batch_size, have / need, accumulation=accumulation, stage=stage)}"
         )
+
+
+def step_bytes(compiled: Any) -> int:
+    """What a compiled step takes beside its arguments, which are in memory already; 0: unknown."""
+    analysis = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes if analysis else 0
 
 
 def available_bytes() -> int:

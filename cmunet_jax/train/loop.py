@@ -1,12 +1,13 @@
 """The one training loop. Order within an iteration: evaluate, save, step, log."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -18,12 +19,15 @@ from jax.experimental import multihost_utils
 from cmunet_jax.train import communication, estimate, processes
 from cmunet_jax.train.checkpoint import Checkpointer
 from cmunet_jax.train.state import TrainState
-from cmunet_jax.train.step import Metrics, TrainStep
+from cmunet_jax.train.step import NOT_FINITE, Metrics, TrainStep
 from tfds_angio.errors import UserError
 
 # EX_TEMPFAIL: schedulers and wrappers know it as "run the same command again".
 EXIT_PREEMPTED = 75
 SLOW_STEP_SECONDS = 10.0
+MOST_SKIPPED = 10  # steps in a row, without one between two reports that could be used
+
+BatchIds = Callable[[int], Sequence[str]]  # step, from 0 -> the images in its batch
 
 
 class Preempted(Exception):
@@ -95,18 +99,42 @@ def _due(every: int, step: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _means(totals: Metrics, step: int) -> dict[str, float]:
-    """Fetches the accumulator (the only device-to-host copy of the loop) and divides."""
+def _means(totals: Metrics, step: int, batch_ids: BatchIds) -> dict[str, float]:
+    """Fetches the accumulator (the only device-to-host copy of the loop) and divides.
+
+    Raises:
+      UserError: if a loss or gradient since the last report was not finite, unless the step left
+        it out. The device noted which step was the first; its images follow from its number.
+    """
     fetched = jax.device_get(totals)
-    means = {f"train/{k}": float(s) / max(float(n), 1.0) for k, (s, n) in fetched.items()}
+    first, bad = (int(value) for value in fetched.pop(NOT_FINITE))
+    means = {
+        f"train/{name}": float(total) / max(float(count), 1.0)
+        for name, (total, count) in fetched.items()
+        if count or not bad
+    }
     for name in ("loss", "gradient_norm"):
-        if not np.isfinite(means[f"train/{name}"]):
+        value = means.get(f"train/{name}", 0.0)
+        if not np.isfinite(value):
             raise UserError(
-                f"the {name.replace('_', ' ')} is {means[f'train/{name}']} at step {step}; earlier "
-                "checkpoints are kept. Lower config.optim.learning_rate or set "
-                "config.optim.clip_norm=1.0, then start again in another --workdir."
+                f"the {name.replace('_', ' ')} is {value} at step {step}"
+                f"{_where(first, batch_ids) if bad else ''}; earlier checkpoints are kept. Look at "
+                "these images; lower config.optim.learning_rate or set config.optim.clip_norm=1.0 "
+                "and start again in another --workdir; or leave such steps out: the same command "
+                "with --config.optim.on_nan=skip goes on from the last checkpoint."
             )
-    return means
+    if bad >= MOST_SKIPPED and "train/loss" not in means:
+        raise UserError(
+            f"all {bad} steps before step {step} were skipped, because their loss or gradient was "
+            f"not finite{_where(first, batch_ids)}; earlier checkpoints are kept. Lower "
+            "config.optim.learning_rate and start again in another --workdir."
+        )
+    return means | ({"train/skipped": float(bad)} if bad else {})
+
+
+def _where(first: int, batch_ids: BatchIds) -> str:
+    """The first step that was not finite, as step numbers are written, and its images."""
+    return f" (first at step {first + 1}, on the images {', '.join(batch_ids(first))})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +144,7 @@ class _Between:
     hooks: Hooks
     checkpointer: Checkpointer
     writer: metric_writers.MetricWriter
+    batch_ids: BatchIds
 
     def __call__(
         self, step: int, state: TrainState, totals: Metrics, batch: Any, *, last: bool
@@ -141,16 +170,20 @@ class _Between:
         force: bool = False,
     ) -> None:
         """Saves, but never a state whose loss is not finite."""
-        _means(totals, step)
+        _means(totals, step, self.batch_ids)
         self.checkpointer.save(step, state, metrics=scores, force=force)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A step ready to run: `step(state, totals, batch)`, and its empty accumulator."""
+    """A step ready to run: `step(state, totals, batch)`, and its empty accumulator.
+
+    Within `memory_errors()`, running out of device memory is a UserError.
+    """
 
     step: Callable[[TrainState, Metrics, Any], tuple[TrainState, Metrics]]
     zero_metrics: Callable[[], Metrics]
+    memory_errors: Callable[[], contextlib.AbstractContextManager[None]]
 
 
 def compile_step(
@@ -170,18 +203,26 @@ def compile_step(
     """
     began = time.perf_counter()
     totals = train_step.zero_metrics(state, batch)
-    compiled = train_step.jitted.lower(state, totals, batch).compile()
-    processes.meet("compiled")
     spec = train_step.spec
+    sizes: dict[str, Any] = dict(
+        batch_size=spec.batch_size, accumulation=spec.accumulation, stage=stage
+    )
+    with estimate.memory_errors(**sizes):
+        compiled = train_step.jitted.lower(state, totals, batch).compile()
     print(f"Compiled the step in {estimate.duration(time.perf_counter() - began)}.", flush=True)
+    processes.meet("compiled")
     if jax.device_count() > 1:
         sent = communication.of_step(compiled, devices=jax.device_count())
         print(f"Each step sends between devices: {communication.describe(sent)}.", flush=True)
-    estimate.check_memory(compiled, batch_size=spec.batch_size, stage=stage)
+    estimate.check_memory(compiled, **sizes)
     line = estimate.forecast(compiled, steps=steps, accumulation=spec.accumulation, stage=stage)
     if line:
         print(line, flush=True)
-    return Compiled(compiled, functools.partial(train_step.zero_metrics, state, batch))
+    return Compiled(
+        compiled,
+        functools.partial(train_step.zero_metrics, state, batch),
+        functools.partial(estimate.memory_errors, need=estimate.step_bytes(compiled), **sizes),
+    )
 
 
 def fit(
@@ -196,6 +237,7 @@ def fit(
     progress: Callable[[int], None],
     rate: Callable[[int], Any],
     stage: str,
+    batch_ids: BatchIds = lambda step: ["(not known)"],
 ) -> TrainState:
     """Trains until `total_steps` optimiser steps are done.
 
@@ -210,20 +252,21 @@ def fit(
       progress: told the number of steps done after each one.
       rate: step -> learning rate, for the log.
       stage: names the config file in messages.
+      batch_ids: step (from 0) -> ids of the images in its batch, for messages.
 
     Returns:
       The final state, saved.
 
     Raises:
       Preempted: after SIGTERM or Ctrl-C, with the state saved.
-      UserError: if the loss is not finite.
+      UserError: if the loss is not finite, or the device's memory does not suffice.
     """
     start = int(state.step)
-    between = _Between(hooks, checkpointer, writer)
+    between = _Between(hooks, checkpointer, writer, batch_ids)
     totals = compiled.zero_metrics()
     timer = _FirstSteps(start, total_steps, stage)
     batch: Any = None
-    with StopRequest() as stop:
+    with StopRequest() as stop, compiled.memory_errors():
         for step in range(start, total_steps):
             if step > start:
                 between(step, state, totals, batch, last=False)
@@ -233,7 +276,7 @@ def fit(
             done = step + 1
             timer.after(done, totals)
             if _due(hooks.log_every, done) or done == total_steps:
-                means = _means(totals, done)
+                means = _means(totals, done, batch_ids)
                 writer.write_scalars(done, means | {"learning_rate": float(rate(step))})
                 totals = compiled.zero_metrics()
             progress(done)

@@ -176,17 +176,25 @@ class Manifest:
         body = {key: value for key, value in data.items() if key != "seal"}
         if _sha256(body) != data["seal"]:
             raise Damaged("its manifest does not match its checksum")
-        if body["format"] > FORMAT:
-            raise Unsupported(f"it has format {body['format']}; this version reads {FORMAT}")
-        return cls(
-            step=body["step"],
-            leaves=tuple(Leaf(p, d, tuple(s), h) for p, d, s, h in body["leaves"]),
-            config=body["config"],
-            preprocessing=body["preprocessing"],
-            versions=body["versions"],
-            metrics={name: float(value) for name, value in body["metrics"].items()},
-            selection=body["selection"],
-        )
+        try:
+            if int(body["format"]) > FORMAT:
+                raise Unsupported(f"it has format {body['format']}; this version reads {FORMAT}")
+            made = cls(
+                step=int(body["step"]),
+                leaves=tuple(_leaf(*entry) for entry in body["leaves"]),
+                config=dict(body["config"]),
+                preprocessing=dict(body["preprocessing"]),
+                versions=dict(body["versions"]),
+                metrics={name: float(value) for name, value in body["metrics"].items()},
+                selection={key: body["selection"][key] for key in ("metric", "mode")},
+            )
+            if made.selection["mode"] not in ("max", "min"):
+                raise ValueError(f"mode {made.selection['mode']!r}")
+            hash(made.selection["metric"])
+            return made
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            # The seal fits, so nothing was damaged by chance: somebody wrote it by hand.
+            raise Damaged(f"its manifest is none of ours ({error})") from error
 
     def find_damage(self, leaves: Mapping[str, Any]) -> None:
         """Compares restored leaves (any part of all) with their checksums.
@@ -199,6 +207,22 @@ class Manifest:
         if wrong:
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise Damaged(f"the content of {wrong[0]}{others} does not match its checksum")
+
+
+def _leaf(path: Any, dtype: Any, shape: Any, sha256: Any) -> Leaf:
+    """A leaf as JSON gives it.
+
+    Raises:
+      TypeError, ValueError: if it cannot be the record of an array.
+    """
+    sizes = tuple(int(size) for size in shape)
+    if (
+        not all(isinstance(text, str) for text in (path, dtype, sha256))
+        or min(sizes, default=0) < 0
+    ):
+        raise ValueError(f"leaf {path!r}")
+    jax.numpy.dtype(dtype)
+    return Leaf(path, dtype, sizes, sha256)
 
 
 def _sha256(value: Any) -> str:

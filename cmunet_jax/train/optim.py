@@ -10,6 +10,17 @@ from cmunet_jax.config import choose
 
 OPTIMISERS = ("adamw", "adam", "sgd", "lamb")
 SCHEDULES = ("constant", "cosine", "step")
+ON_NAN = ("stop", "skip")
+
+
+def skips(options: ml_collections.ConfigDict) -> bool:
+    """Whether a step that is not finite is left out (`on_nan='skip'`); otherwise the run stops.
+
+    Raises:
+      UserError: if `on_nan` is neither.
+    """
+    # Checkpoints that are older than the key stopped.
+    return choose("config.optim.on_nan", options.get("on_nan", "stop"), ON_NAN) == "skip"
 
 
 def decay_mask(params: Any) -> Any:

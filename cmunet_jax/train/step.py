@@ -14,12 +14,14 @@ from jax.sharding import Mesh
 
 from cmunet_jax.data import keys, source, views
 from cmunet_jax.objectives.base import SHARED_CONTEXT, Objective
-from cmunet_jax.train import sharding
+from cmunet_jax.train import optim, sharding
 from cmunet_jax.train import state as state_lib
 from cmunet_jax.train.state import TrainState
 
 Array = jax.Array
 Metrics = dict[str, tuple[Array, Array]]
+# In the accumulator: (number of the first step that was not finite, how many there were).
+NOT_FINITE = "not_finite"
 
 
 @flax.struct.dataclass
@@ -34,6 +36,7 @@ class Spec:
     size: int = flax.struct.field(pytree_node=False)
     resident: bool = flax.struct.field(pytree_node=False)
     layout: str = flax.struct.field(pytree_node=False, default="data")
+    skip_not_finite: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 def spec_of(config: ml_collections.ConfigDict, *, size: int) -> Spec:
@@ -47,6 +50,7 @@ def spec_of(config: ml_collections.ConfigDict, *, size: int) -> Spec:
         size=size,
         resident=not config.data.streaming,
         layout=config.get("sharding", "data"),
+        skip_not_finite=optim.skips(config.optim),
     )
 
 
@@ -147,6 +151,9 @@ class TrainStep:
 
         def step(state: TrainState, totals: Metrics, data: Any) -> tuple[TrainState, Metrics]:
             state, metrics = update(state, data)
+            first, count = metrics[NOT_FINITE]
+            # Sums are all that the accumulator knows: only the first such step adds its number.
+            metrics[NOT_FINITE] = (jnp.where(totals[NOT_FINITE][1] > 0, 0, first), count)
             return state, jax.tree.map(jnp.add, totals, metrics)
 
         self.spec = spec
@@ -184,6 +191,9 @@ def apply(
 
     Under a sharded layout the networks are made whole for the passes over the batch, once a step
     whatever the accumulation, and each device updates its part with its part of the gradient.
+
+    A step whose loss or gradient is not finite is counted under NOT_FINITE. Where the spec says so
+    it changes nothing but the step's number, and its other metrics count for nothing.
     """
     key = jax.random.fold_in(keys.stream_key(spec.seed, "loss"), state.step)
     networks = layout.gather((state.params, state.batch_stats, state.extra))
@@ -213,7 +223,14 @@ def apply(
             ema_params=follow(state.ema_params, params),
             ema_batch_stats=follow(state.ema_batch_stats, new.batch_stats),
         )
-    metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones((), jnp.float32))
+    norm = optax.global_norm(grads)
+    metrics["gradient_norm"] = (norm, jnp.ones((), jnp.float32))
+    bad = ~(jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norm))
+    if spec.skip_not_finite:
+        kept = dataclasses.replace(state, step=new.step)
+        new = jax.tree.map(lambda old, made: jnp.where(bad, old, made), kept, new)
+        metrics = jax.tree.map(lambda x: jnp.where(bad, jnp.zeros_like(x), x), metrics)
+    metrics[NOT_FINITE] = (jnp.where(bad, state.step, 0), bad.astype(jnp.int32))
     return layout.spread(new), metrics
 
 

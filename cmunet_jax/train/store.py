@@ -28,17 +28,21 @@ _STEP = re.compile(r"0|[1-9][0-9]*")
 
 
 class _NoOrbax(logging.Filter):
-    """Drops what Orbax logs: its errors reach the user as ours, in one line."""
+    """Drops what Orbax logs: its errors reach the user as ours, in one line.
+
+    Of the writes that were under way when one failed, asyncio reports each with a traceback.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "/orbax/" not in record.pathname.replace("\\", "/")
+        abandoned = "exception was never retrieved" in record.getMessage()
+        return "/orbax/" not in record.pathname.replace("\\", "/") and not abandoned
 
 
 def silence_orbax() -> None:
     """Keeps Orbax's own log lines and tracebacks off the console; may be called repeatedly."""
-    logger = absl_logging.get_absl_logger()
-    if not any(isinstance(f, _NoOrbax) for f in logger.filters):
-        logger.addFilter(_NoOrbax())
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        if not any(isinstance(f, _NoOrbax) for f in logger.filters):
+            logger.addFilter(_NoOrbax())
 
 
 def step_folders(directory: Path) -> dict[int, Path]:

@@ -212,7 +212,7 @@ def _pod(options: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]
 
 def _environment(options: Mapping[str, Any]) -> list[dict[str, str]]:
     # Compiled programs outlive the pod where something of it does.
-    cache = f"{STORAGE}/xla" if options["claim"] else "/tmp/xla"
+    cache = f"{STORAGE}/xla" if options["claim"] else "/tmp/xla"  # noqa: S108 (the pod's own)
     return [
         {"name": "CMUNET_JAX_CACHE", "value": cache},
         {"name": "PYTHONUNBUFFERED", "value": "1"},
@@ -277,7 +277,7 @@ def _volumes(options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dic
     # Processes that prepare images pass them through shared memory; the default is 64 MiB.
     memory = {"medium": "Memory", "sizeLimit": "4Gi"}
     volumes: list[dict[str, Any]] = [{"name": "shared-memory", "emptyDir": memory}]
-    mounts: list[dict[str, Any]] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]
+    mounts: list[dict[str, Any]] = [{"name": "shared-memory", "mountPath": "/dev/shm"}]  # noqa: S108
     if options["claim"]:
         claim = {"claimName": options["claim"]}
         volumes.append({"name": "storage", "persistentVolumeClaim": claim})

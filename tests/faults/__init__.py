@@ -1,0 +1,1 @@
+"""What a fault costs: kills, full disks, damage, clocks, memory, hostile files."""

@@ -1,0 +1,126 @@
+"""No file makes its reader crash, hang or run code: each is fuzzed for a few seconds from seeds.
+
+`CMUNET_JAX_FUZZ_SECONDS=600 make test-faults PYTEST_ARGS='-k fuzz'` looks for longer.
+"""
+
+import importlib.util
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cmunet_jax.train.manifest import hash_leaves
+from tests.conftest import ROOT
+from tests.train.states import make_state, open_run
+from tfds_angio import images
+from tfds_angio.angio_folder.dummy_data import picture, save, stripe, write_folder
+from tfds_angio.base import build
+
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(
+        importlib.util.find_spec("atheris") is None,
+        reason="atheris is not installed (x86_64 Linux)",
+    ),
+]
+
+SECONDS = int(os.environ.get("CMUNET_JAX_FUZZ_SECONDS", "10"))
+TARGETS = ("images", "dataset", "manifests", "weights", "runs", "trials", "flags")
+
+
+class Canary:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def image_seeds(folder, canary):
+    for number, suffix in enumerate(images.SUFFIXES):
+        for name, array in (("image", picture(1)), ("mask", stripe())):
+            path = folder / f"{name}{suffix}"
+            save(path, array)
+            yield bytes([number]) + path.read_bytes()
+    for array in (
+        picture(1).astype(np.float32) / 7,
+        picture(2)[None],
+        np.float64(3),
+        picture(3) > 9,
+    ):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        yield b"\0" + buffer.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Canary(canary)], object), allow_pickle=True)
+    yield b"\0" + buffer.getvalue()
+    yield b"\0" + pickle.dumps(Canary(canary))
+
+
+def seeds(target, folder, canary):
+    """Good files, from which the fuzzer starts; `folder` is its own."""
+    folder.mkdir()
+    if target == "images":
+        yield from image_seeds(folder, canary)
+    elif target == "dataset":
+        made = build("angio_folder", data_dir=folder / "data", source=write_folder(folder / "src"),
+                     workers=0, progress=False)  # fmt: skip
+        yield (made.directory / "index.json").read_bytes()
+        yield (made.directory / "splits" / "labelled_draw0.json").read_bytes()
+    elif target in ("manifests", "weights"):
+        with open_run(folder, best_metric="dice") as checkpointer:
+            checkpointer.save(1, make_state(1), metrics={"dice": 0.5})
+        assert len(hash_leaves({"a": np.zeros(1)})) == 1
+        if target == "manifests":
+            yield (folder / "1" / "manifest" / "metadata").read_bytes()
+        else:
+            files = sorted(p for p in (folder / "1" / "state").rglob("*") if p.is_file())
+            yield from (bytes([n]) + path.read_bytes() for n, path in enumerate(files))
+    elif target == "runs":
+        facts = {"data": {"fingerprint": "f"}, "init_from": None, "seen": {}}
+        yield json.dumps({"config": {"stage": "pretrain", "seed": 0}} | facts).encode()
+        yield b'{"step": 2, "train/loss": 0.5}\n{"step": 4, "val/dice": "NaN"}\n'
+        yield b"id,patient,centre,empty,dice\nimage0,,,,0.5\nimage1,p,c,both,1\n"
+        row = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 1, "pooled": 0.5}
+        yield json.dumps({"n": 1, "metrics": {"dice": row}, "checkpoint": {"step": 1}}).encode()
+    elif target == "trials":
+        result = {"key": "a", "version": 1, "status": "done", "data": {"fingerprint": "f" * 64}}
+        yield json.dumps(result).encode()
+        claim = {"owner": "me", "machine": "here 1", "lease_seconds": 60.0, "pid": 1}
+        claim |= {"started": 2.0, "beat": 3, "released": True, "seconds": 1.0}
+        yield json.dumps(claim).encode()
+        yield json.dumps({"error": "it broke", "time": "2026-01-01T00:00:00+00:00"}).encode()
+    else:
+        yield from (b"size=tiny,objective=mae", b"300 epochs", b"seed=3 share=0.5 on=true",
+                    b"batch_size=3\n--workdir=x", b"data.workers=2", b"10%")  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_fuzz(target, tmp_path):
+    canary = tmp_path / "canary"
+    (tmp_path / "corpus").mkdir()
+    work = tmp_path / "work"
+    for number, data in enumerate(seeds(target, tmp_path / "seeds", canary)):
+        (tmp_path / "corpus" / f"{number:02d}").write_bytes(data)
+    work.mkdir()
+    if target == "weights":
+        (tmp_path / "seeds").rename(work / "seed_run")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.fuzz", target, str(tmp_path), str(SECONDS)],
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS + 240, check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    found = [
+        p.name for p in tmp_path.iterdir() if p.name.startswith(("crash-", "timeout-", "oom-"))
+    ]
+    text = done.stdout[-3000:] + done.stderr[-5000:]
+    assert done.returncode == 0 and not found, f"{found}\n{text}"
+    assert not canary.exists(), "a file made its reader run code"
+    assert "stat::number_of_executed_units" in text
