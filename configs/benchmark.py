@@ -2,7 +2,7 @@
 
     python -m cmunet_jax.main --config configs/benchmark.py:size=small
     python -m cmunet_jax.main --config configs/benchmark.py:size=paper \
-        --config.cases=finetune,inference,torch
+        --config.cases=torch_finetune,torch_inference
     python -m cmunet_jax.main --config configs/benchmark.py:size=paper,dtype=bfloat16   # a GPU
 
 Prints one table (median, quartiles and extremes of repeated runs, images/s, memory, FLOP/s,
@@ -31,8 +31,8 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.stage = "benchmark"
     # What is measured: all, or names with commas: finetune, cmunet, mae, genesis, moco, spark (the
-    # training step and its augmentation), inference, idle, checkpoint, build, metrics, first_step,
-    # torch (fine-tuning, inference and cmunet beside PyTorch).
+    # training step and its augmentation), inference, idle, checkpoint, build, metrics, first_step;
+    # torch_finetune, torch_inference, torch_cmunet (ours and PyTorch's, in turns).
     config.cases = "all"
     config.repetitions = 7  # samples of each, at least
     config.seconds = 1.0  # of sampling each, at least

@@ -108,8 +108,9 @@ def spread(samples: Sequence[float]) -> Spread:
     """
     if not len(samples):
         raise ValueError("no samples")
-    low, q1, median, q3, high = np.percentile(np.asarray(samples, float), [0, 25, 50, 75, 100])
-    return Spread(*(float(v) for v in (median, q1, q3, low, high)), len(samples))
+    found = np.percentile(np.asarray(samples, float), [0, 25, 50, 75, 100])
+    low, q1, median, q3, high = (float(value) for value in found)
+    return Spread(median, q1, q3, low, high, n=len(samples))
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

@@ -145,6 +145,17 @@ def inference_task(
     return Task(call, _wait(device))
 
 
+def forget_peak(device: str) -> None:
+    """Starts the device's count of its most memory anew."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def device_peak(device: str) -> float | None:
+    """Most bytes that PyTorch held on the device since then; None on a CPU, which has no count."""
+    return float(torch.cuda.max_memory_allocated()) if device == "cuda" else None
+
+
 def set_threads(count: int) -> None:
     """Threads of one operation; 0 leaves PyTorch's choice."""
     if count:

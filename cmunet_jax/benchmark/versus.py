@@ -15,6 +15,7 @@ import optax
 from cmunet_jax.benchmark import machine, memory
 from cmunet_jax.benchmark.cost import Cost
 from cmunet_jax.benchmark.inference import MakeForward, forward_task, images_of
+from cmunet_jax.benchmark.memory import Peak
 from cmunet_jax.benchmark.rows import Row
 from cmunet_jax.benchmark.subject import Training, core_step, views_task
 from cmunet_jax.benchmark.timing import Effort, Task, alternate, ratios, spread
@@ -131,33 +132,37 @@ def contest_rows(
     contest: Contest, training: Training, *, compile_too: bool, effort: Effort
 ) -> Iterator[Row]:
     """Times all in rounds; a variant that does not run is a row with its reason."""
-    case, dtype = f"torch {contest.case}", training.config.model.dtype
-    tasks, failed = {"ours": contest.ours}, []
+    case, dtype = f"torch_{contest.case}", training.config.model.dtype
     _steps().set_threads(machine.usable_cores())
-    with memory.watch() as peak:
-        for variant in _steps().VARIANTS:
-            if variant.compiled and not compile_too:
-                continue
-            try:
-                tasks[variant.name] = task = _task(contest, variant, dtype)
-                task.seconds()
-            except Exception as error:  # Whatever torch.compile meets on this machine.
-                tasks.pop(variant.name, None)
-                reason = " ".join(str(error).split())[:300]
-                failed.append(Row(case, variant.name, error=f"{type(error).__name__}: {reason}"))
-        samples = alternate(tasks, effort)
+    rivals, peaks = {}, {}
+    for variant in _steps().VARIANTS:
+        if variant.compiled and not compile_too:
+            continue
+        try:
+            rivals[variant.name], peaks[variant.name] = _ready(contest, variant, dtype)
+        except Exception as error:  # Whatever torch.compile meets on this machine.
+            reason = " ".join(str(error).split())[:300]
+            what = f"{case}: {variant.name}"
+            yield Row(case, what, error=f"{type(error).__name__}: {reason}")
+    samples = alternate({"ours": contest.ours, **rivals}, effort)
+    ours, images = samples.pop("ours"), contest.images
+    yield Row(case, f"{case}: ours", ours, images=images, cost=contest.cost)
     for name, taken in samples.items():
-        work = contest.cost if name == "ours" else None
-        what = f"{contest.case}: {name}"
-        images = contest.images
-        yield Row(case, what, taken, images=images, cost=work, peak=None if work else peak)
-    yield from failed
-    theirs = [name for name in samples if name != "ours"]
-    fastest = min(theirs, key=lambda name: spread(samples[name]).median)
-    for name in theirs:
-        best = " (best)" if name == fastest else ""
-        taken = ratios(samples["ours"], samples[name])
-        yield Row(case, f"{contest.case}: ours against {name}{best}", taken, unit="×")
+        yield Row(case, f"{case}: {name}", taken, images=images, peak=peaks[name])
+    fastest = min(samples, key=lambda name: spread(samples[name]).median, default="")
+    for name, taken in samples.items():
+        best = " (its best)" if name == fastest else ""
+        yield Row(case, f"{case}: ours against {name}{best}", ratios(ours, taken), unit="×")
+
+
+def _ready(contest: Contest, variant: Any, dtype: str) -> tuple[Task, Peak]:
+    """A task that has run once, and the most memory that it took."""
+    steps = _steps()
+    steps.forget_peak(_device())
+    with memory.watch() as peak:
+        task = _task(contest, variant, dtype)
+        task.seconds()
+    return task, Peak(peak.process, steps.device_peak(_device()))
 
 
 def _task(contest: Contest, variant: Any, dtype: str) -> Task:

@@ -183,18 +183,20 @@ def _first_step(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[R
     )
 
 
-def _torch(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
-    if versus.absent(jax.default_backend()):
-        return  # Said below the table.
-    options: dict[str, Any] = {"compile_too": config.torch.compile, "effort": effort}
-    subject = set_up(config, "finetune")
-    contest = versus.finetune_contest(subject)
-    yield from versus.contest_rows(contest, subject, **options)
-    contest = versus.inference_contest(subject, segment.make_forward)
-    yield from versus.contest_rows(contest, subject, **options)
-    subject = set_up(config, "cmunet")
-    contest = versus.cmunet_contest(subject)
-    yield from versus.contest_rows(contest, subject, **options)
+def _rival(name: str, contest_of: Callable[[Training], versus.Contest]) -> Case:
+    def case(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
+        if versus.absent(jax.default_backend()):
+            return  # Said below the table.
+        subject = set_up(config, name)
+        yield from versus.contest_rows(
+            contest_of(subject), subject, compile_too=config.torch.compile, effort=effort
+        )
+
+    return case
+
+
+def _rival_inference(subject: Training) -> versus.Contest:
+    return versus.inference_contest(subject, segment.make_forward)
 
 
 CASES: Mapping[str, Case] = {
@@ -205,7 +207,9 @@ CASES: Mapping[str, Case] = {
     "build": _build,
     "metrics": _metrics,
     "first_step": _first_step,
-    "torch": _torch,
+    "torch_finetune": _rival("finetune", versus.finetune_contest),
+    "torch_inference": _rival("finetune", _rival_inference),
+    "torch_cmunet": _rival("cmunet", versus.cmunet_contest),
 }
 """Name in `config.cases` -> (config, effort) -> rows."""
 
@@ -252,10 +256,12 @@ def _notes(
         f"ceilings: {ceilings.flops_per_second[config.dtype] / 1e9:,.0f} GFLOP/s in {config.dtype} "
         f"(matrix product), {ceilings.bytes_per_second / 1e9:,.1f} GB/s (stream)"
     )
-    reason = versus.absent(jax.default_backend()) if "torch" in _chosen(config.cases) else ""
+    if not any(name.startswith("torch") for name in _chosen(config.cases)):
+        return
+    reason = versus.absent(jax.default_backend())
     if reason:
         yield reason
-    elif "torch" in _chosen(config.cases) and jax.default_backend() == "cpu":
+    elif jax.default_backend() == "cpu":
         yield (
             "× is PyTorch's time over ours, in the same round. Where other programs want the cores "
             "its threads wait for each other longer than ours: compare with --config.threads=1 then"
