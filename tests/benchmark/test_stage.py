@@ -112,5 +112,6 @@ def test_every_case_runs_from_the_command_line(run_python, tiny_dataset, tmp_pat
     assert {row["case"] for row in stored["rows"]} >= ours
     assert not [row for row in stored["rows"] if row["error"]]
     assert rows["build angio_synthetic/tiny"]["images"] == 64
-    assert "compiled anew with the cache warm: 0" in rows["finetune: first step, cached"]["note"]
+    # The step itself is most of what is compiled; a start with a warm cache finds it there.
+    assert max(rows["finetune: compiled anew when cached"]["samples"]) < 0.2
     assert "U-Net-4" in done.stdout
