@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from cmunet_jax.benchmark.cost import Ceilings
@@ -14,7 +15,6 @@ COLUMNS = (
     "what", "median", "quartiles", "min–max", "n", "images/s", "memory", "GFLOP/s", "GB/s",
     "roofline",
 )  # fmt: skip
-_NARROWEST = 150  # characters: a file or a pipe has no width of its own
 
 
 _UNITS = {"s": (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)), "%": (("%", 0.01),), "×": (("×", 1.0),)}
@@ -63,8 +63,6 @@ def cells(row: Row, ceilings: Ceilings) -> list[str]:
 
 def show(rows: Iterable[Row], ceilings: Ceilings, *, title: str, notes: Iterable[str]) -> None:
     """Prints the table, then failures and notes a line each, which no column has room for."""
-    console = Console()
-    console = Console(width=max(console.width, _NARROWEST))
     table = Table(title=title)
     for name in COLUMNS:
         table.add_column(name, justify="left" if name == "what" else "right", no_wrap=True)
@@ -74,6 +72,10 @@ def show(rows: Iterable[Row], ceilings: Ceilings, *, title: str, notes: Iterable
             table.add_section()
         previous = row.case
         table.add_row(*cells(row, ceilings))
+    # As wide as its content: a cut number is none, and a pipe has no width of its own.
+    wide = Console(width=1000)
+    needed = Measurement.get(wide, wide.options, table).maximum
+    console = Console(width=max(Console().width, needed))
     console.print(table)
     for row in rows:
         if row.error:
