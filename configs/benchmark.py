@@ -7,10 +7,11 @@
 
 Prints one table (median, quartiles and extremes of repeated runs, images/s, memory, FLOP/s,
 bytes/s, share of the roofline) and writes benchmark.json, every sample in it, into runs/benchmark.
-Five minutes of processor time with size=small, and as much again for PyTorch beside it (with
-`pip install '.[bench]'`; most of it in torch.compile); a busy machine takes longer. Nothing here passes or fails
-by its time: where others use the machine, look at the spread. The exit status is 1 if a case could
-not be measured. Arguments: size=small|paper|demo|tiny, dtype=float32|bfloat16, data=NAME.
+Five minutes of processor time with size=small, and three more for PyTorch beside it (with
+`pip install '.[bench]'`; most of it in torch.compile); a busy machine takes longer. Nothing here
+passes or fails by its time: where others use the machine, look at the spread. The exit status is 1
+if a case could not be measured. Arguments: size=small|paper|demo|tiny, dtype=float32|bfloat16,
+data=NAME.
 """
 
 import ml_collections
