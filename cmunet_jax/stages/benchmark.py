@@ -248,7 +248,7 @@ def _notes(
     """What the table cannot say."""
     about = facts["machine"]
     yield (
-        f"machine: {about['cores_usable']} cores of {about['processor']}"
+        f"machine: {about['cores_usable']} of {about['cores']} cores of {about['processor']}"
         f"{' (virtual)' if about['virtual'] else ''}, devices {', '.join(about['devices'])}; load "
         f"{_load(about['load_before'])} before, {_load(machine.load())} after"
     )
@@ -261,7 +261,7 @@ def _notes(
     reason = versus.absent(jax.default_backend())
     if reason:
         yield reason
-    elif jax.default_backend() == "cpu":
+    elif jax.default_backend() == "cpu" and machine.usable_cores() > 1:
         yield (
             "× is PyTorch's time over ours, in the same round. Where other programs want the cores "
             "its threads wait for each other longer than ours: compare with --config.threads=1 then"
