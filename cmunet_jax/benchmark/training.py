@@ -16,11 +16,12 @@ import jax
 
 from cmunet_jax.benchmark import memory
 from cmunet_jax.benchmark.rows import Row
-from cmunet_jax.benchmark.subject import Training, loop_step, views_task
+from cmunet_jax.benchmark.subject import Stepping, Training, loop_step, views_task
 from cmunet_jax.benchmark.timing import Effort, Task, alternate
 from cmunet_jax.train import loop, progress, writers
 from cmunet_jax.train.checkpoint import Checkpointer
 
+_LOG_STEPS, _IDLE_SECONDS = 20, 5.0  # of a window: the configs' log period, less if steps are slow
 _WARM_STEPS = 3  # the loop waits for its third step, to say how long the rest takes
 
 
@@ -50,13 +51,16 @@ def idle_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
     """
     with training.batches() as batches, tempfile.TemporaryDirectory() as folder:
         batch = next(batches)
-        stepping, compiled, _ = loop_step(training, batch)
+        state, stage = training.fresh_state(), training.config.stage
+        with contextlib.redirect_stdout(io.StringIO()):
+            ready = loop.compile_step(training.step(), state, batch, steps=1, stage=stage)
+        stepping = Stepping(ready.step, state, (batch,), ready.zero_metrics())
         stepping.task.seconds()
-        count = max(5, math.ceil(effort.sample_seconds * 5 / stepping.task.seconds()))
+        count = min(_LOG_STEPS, max(5, math.ceil(_IDLE_SECONDS / stepping.task.seconds())))
         feed = itertools.chain([batch], batches)
         in_loop, back_to_back = [], []
         for _ in range(effort.repetitions):
-            in_loop.append(_loop_seconds(training, compiled, feed, count, pathlib.Path(folder)))
+            in_loop.append(_loop_seconds(training, ready, feed, count, pathlib.Path(folder)))
             back_to_back.append(stepping.task.seconds(count) / count)
     yield Row("idle", f"idle: {name} step in the loop", in_loop, images=training.config.batch_size)
     yield Row(
@@ -78,7 +82,7 @@ class _SavesNothing(Checkpointer):
 
 
 def _loop_seconds(
-    training: Training, compiled: Any, feed: Iterator[Any], count: int, folder: pathlib.Path
+    training: Training, ready: loop.Compiled, feed: Iterator[Any], count: int, folder: pathlib.Path
 ) -> float:
     """Seconds a step over `count` steps of `loop.fit`, both ends after the device was waited for.
 
@@ -86,7 +90,7 @@ def _loop_seconds(
     first, because the loop waits for its third step.
     """
     state = training.fresh_state()
-    step, total = training.step(), int(state.step) + _WARM_STEPS + count
+    total = int(state.step) + _WARM_STEPS + count
     bar = progress.Progress(total, training.config.batch_size, stream=io.StringIO())
     times: dict[int, float] = {}
 
@@ -95,8 +99,6 @@ def _loop_seconds(
         times[done] = time.perf_counter()
 
     hooks = loop.Hooks(log_every=total, eval_every=0, pictures_every=0, save_every=0)
-    batch = next(feed)
-    ready = loop.Compiled(compiled, lambda: step.zero_metrics(state, batch))
     with (
         contextlib.redirect_stdout(io.StringIO()),
         writers.create_writer(folder, start_step=0) as writer,
@@ -104,8 +106,8 @@ def _loop_seconds(
     ):
         loop.fit(
             ready,
-            jax.tree.map(lambda x: x.copy(), state),
-            itertools.chain([batch], feed),
+            state,
+            feed,
             total_steps=total,
             hooks=hooks,
             checkpointer=checkpointer,
