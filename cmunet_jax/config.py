@@ -17,7 +17,7 @@ import ml_collections
 
 from tfds_angio.errors import UserError
 
-STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report")
+STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report", "benchmark")
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
 FREE = (
@@ -43,6 +43,7 @@ _REQUIRED = {
     "evaluate": ("checkpoint", "data", "split"),
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
     "report": ("sweep", "title", "resamples"),
+    "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),
     "sweep": ("methods", "labels", "data", "test_split", "pretrain", "finetune", "evaluate"),
 }
 _RANGES = {
@@ -61,6 +62,11 @@ _RANGES = {
     "eval_images": (0, math.inf),
     "ema_decay": (0, 0.999999),
     "seed": (0, 2**31 - 1),
+    "repetitions": (1, math.inf),
+    "slow_repetitions": (1, math.inf),
+    "seconds": (0, math.inf),
+    "threads": (0, math.inf),
+    "metrics.images": (1, math.inf),
 }
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*$")
 
@@ -225,11 +231,14 @@ def check(config: ml_collections.ConfigDict, prefix: str = "") -> None:
             check(config[part], f"{prefix}{part}.")
         _check_values(dict(flatten(config.evaluate)), f"{prefix}evaluate.")
         return
-    if config.stage == "sweep":
+    if config.stage in ("sweep", "benchmark"):
         for name in config.pretrain:
             check(config.pretrain[name], f"{prefix}pretrain.{name}.")
         check(config.finetune, f"{prefix}finetune.")
-        _check_values(dict(flatten(config.evaluate)), f"{prefix}evaluate.")
+        if "evaluate" in config:
+            _check_values(dict(flatten(config.evaluate)), f"{prefix}evaluate.")
+        else:
+            _check_values(dict(flatten(config)), prefix)
         return
     _check_values(dict(flatten(config)), prefix)
     if config.get("accumulation") and config.batch_size % config.accumulation:

@@ -27,6 +27,7 @@ METHODS = "objective=cmunet,genesis,mae,moco,spark"
 ARGUMENTS = {
     "pretrain.py": (SIZES, "preset=fixed,paper", "preprocessing=fixed,paper", METHODS),
     "finetune.py": (SIZES, "preset=fixed,paper", "init=pretrained,scratch"),
+    "benchmark.py": (SIZES, "dtype=float32,bfloat16", "data=angio_synthetic,arcade"),
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
     "report.py": (),
@@ -55,7 +56,7 @@ def test_every_config_loads_and_is_consistent(name, arg):
     parts = [config]
     if name == "quickstart.py":
         parts = [config.pretrain, config.finetune, config.scratch]
-    elif name == "sweep.py":
+    elif name in ("sweep.py", "benchmark.py"):
         parts = [*config.pretrain.values(), config.finetune]
     for part in parts:
         if "objective" in part:

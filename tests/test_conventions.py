@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 Files = dict[str, str]
 MODEL, STAGE, TEST = "cmunet_jax/models/m.py", "cmunet_jax/stages/s.py", "tests/test_m.py"
 LOSS, AUGMENT, DATA = "cmunet_jax/losses.py", "cmunet_jax/data/augment.py", "tfds_angio/d.py"
+RIVAL = "cmunet_jax/benchmark/torch_a.py"
 LATER = "TO" + "DO"  # spelled so that this file does not break the rule that it tests
 
 
@@ -155,8 +156,13 @@ SAMPLES: dict[Callable[..., Iterator[str]], Samples] = {
         bad=[
             {STAGE: "import tensorflow as tf\n"},
             {STAGE: "def f():\n    from torch.nn import functional\n"},
+            {RIVAL: "import tensorflow as tf\n"},
         ],
-        good=[{STAGE: "import tensorflow_datasets as tfds\n"}, {TEST: "import torch\n"}],
+        good=[
+            {STAGE: "import tensorflow_datasets as tfds\n"},
+            {TEST: "import torch\n"},
+            {RIVAL: "import torch\n"},
+        ],
     ),
     rules.hidden_randomness: Samples(
         bad=[

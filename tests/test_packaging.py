@@ -32,6 +32,9 @@ NOT_IMPORTED = {
     "importlib-resources": "tensorflow-datasets imports it but does not declare it",
     "pillow": "tensorflow-datasets decodes PNG with it but does not declare it",
 }
+# Imported by the modules that an extra is for, and by nothing when it is not installed.
+EXTRAS = {"torch": "bench"}
+RIVALS = "cmunet_jax.benchmark.torch_"
 # Imported only by tests that skip without them: large oracles, a fuzzer of one platform.
 OPTIONAL_ORACLES = {"torch", "monai", "torchmetrics", "atheris"}
 
@@ -69,6 +72,10 @@ def _undeclared(declared: set[str], *, tests: bool) -> set[str]:
     problems = set()
     for name, top in _third_party(tests=tests):
         owners = {canonicalize_name(d) for d in distributions.get(top, [])}
+        if not tests and top in EXTRAS:
+            extra = _project()["optional-dependencies"][EXTRAS[top]]
+            if top in _names(extra) and module_name(name).startswith(RIVALS):
+                continue
         if not owners & declared and not (tests and top in OPTIONAL_ORACLES):
             problems.add(f"{name} imports {top}, of {', '.join(owners) or 'no installed package'}")
     return problems
@@ -103,6 +110,8 @@ def test_declared_dependencies_are_used():
 
 @pytest.mark.parametrize("name", _modules())
 def test_imports(name):
+    if name.startswith(RIVALS):
+        pytest.importorskip("torch")
     module = importlib.import_module(name)
     assert module.__name__ == name and module.__doc__
 
@@ -206,9 +215,8 @@ def test_a_clean_environment_needs_only_pip_install(tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", sources], check=True, timeout=540)
-    code = (
-        f"import importlib\nfor name in {_modules()}: importlib.import_module(name)\nprint('all')"
-    )
+    modules = [name for name in _modules() if not name.startswith(RIVALS)]
+    code = f"import importlib\nfor name in {modules}: importlib.import_module(name)\nprint('all')"
     # -I: neither the working tree nor a PYTHONPATH may help.
     done = subprocess.run(
         [python, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmunet_jax.stages import evaluate, quickstart, report, sweep, train
+from cmunet_jax.stages import benchmark, evaluate, quickstart, report, sweep, train
 
 STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "pretrain": train.run,
@@ -12,8 +12,10 @@ STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "quickstart": quickstart.run,
     "report": report.run,
     "sweep": sweep.run,
+    "benchmark": benchmark.run,
 }
 """config.stage -> (config, workdir) -> exit status."""
 
-WITHOUT_DEVICE = ("sweep", "report")
-"""Stages that compute nothing themselves; a sweep leaves the accelerator to its processes."""
+WITHOUT_DEVICE = ("sweep", "report", "benchmark")
+"""Stages that compute nothing themselves, leave the accelerator to their processes, or set up the
+devices when they have chosen how many cores JAX may use."""

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 
 from cmunet_jax import __version__
@@ -36,8 +37,11 @@ def of_folder(root: pathlib.Path) -> str:
 def _git(root: pathlib.Path, *arguments: str) -> str:
     # A hook's GIT_DIR would speak of another repository.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    git = shutil.which("git")
+    if git is None:
+        raise OSError("no git")
     return subprocess.run(
-        ["git", "--no-optional-locks", "-C", str(root), *arguments],
+        [git, "--no-optional-locks", "-C", str(root), *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ _PATIENCE = 120.0  # seconds that a stopping child has to save
 class Child:
     """A running trial. Its standard input is a pipe of ours: when we die, it ends too."""
 
-    def __init__(self, folder: Path):
-        """Starts `python -m cmunet_jax.stages.trial FOLDER`, which reads FOLDER/spec.json."""
+    def __init__(self, folder: Path, *, env: Mapping[str, str] | None = None):
+        """Starts `python -m cmunet_jax.stages.trial FOLDER`, which reads FOLDER/spec.json.
+
+        Args:
+          folder: of the trial.
+          env: environment variables beside those of this process.
+        """
         self.folder = folder
         with contextlib.suppress(FileNotFoundError):
             (folder / OUTCOME).unlink()
@@ -32,6 +38,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
+            env={**os.environ, **(env or {})},
             # Ctrl-C goes to a whole terminal group; we pass it on ourselves, once.
             start_new_session=True,
         )
