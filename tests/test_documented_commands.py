@@ -37,7 +37,8 @@ def commands(text: str) -> Iterator[str]:
         line = line[line.index(COMMAND) + len(COMMAND) :].split("  #")[0]
         for name, value in variables.items():
             line = re.sub(rf"\${name}\b|\${{{name}}}", value, line)
-        yield line.strip()
+        # What a loop counts or names is only known when it runs.
+        yield re.sub(r"\$\w+", "1", line).strip()
 
 
 def _all() -> list[tuple[str, str]]:
