@@ -84,7 +84,8 @@ def test_queries_meet_the_old_queue_which_then_takes_their_keys(objective):
     own = keys[np.asarray(arranged.get("key_row", np.arange(BATCH)))]
     positive = np.exp((_unit(queries) * own).sum(-1) / 0.07)
     negatives = np.exp(_unit(queries) @ old.T / 0.07).sum(-1)
-    np.testing.assert_allclose(loss, -np.log(positive / (positive + negatives)).mean(), rtol=1e-3)
+    expected = -np.log(positive / (positive + negatives)).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-6)
     queue = np.asarray(out.state["extra"]["queue"])
     np.testing.assert_allclose(queue[:BATCH], keys, atol=1e-6)
     np.testing.assert_array_equal(queue[BATCH:], variables.extra["queue"][BATCH:])

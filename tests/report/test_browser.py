@@ -147,7 +147,8 @@ def sort_keys(values: list[str]) -> list[Any]:
     """What a reader expects to be sorted by: numbers by value, words in natural order."""
 
     def natural(text: str) -> list[Any]:
-        parts = re.split(r"(\d+)", text.lower())
+        # Unicode's collation, which browsers follow, has the underscore before other marks.
+        parts = re.split(r"(\d+)", text.lower().replace("_", " "))
         return [int(part) if part.isdigit() else part for part in parts]
 
     try:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -351,23 +352,25 @@ def test_images_without_annotation_are_not_taken_for_empty_masks(tmp_path):
     assert sum("no vessel annotation" in note for note in made.metadata["notes"]) == 2
 
 
-def test_download_is_verified(tmp_path):
+def test_download_is_verified(tmp_path, monkeypatch):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as out:
         out.writestr("a", "b")
     served = tmp_path / "served.zip"
     served.write_bytes(content.getvalue())
+    url, fetch = "https://example.org/arcade.zip", urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: fetch(served.as_uri()))
     good = hashlib.sha256(content.getvalue()).hexdigest()
     place = tmp_path / "downloads"
     with pytest.raises(UserError, match="expected 000"):
-        download.download(place, progress=False, url=served.as_uri(), sha256="0" * 64)
+        download.download(place, progress=False, url=url, sha256="0" * 64)
     assert list(place.iterdir()) == []
-    path = download.download(place, progress=False, url=served.as_uri(), sha256=good)
+    path = download.download(place, progress=False, url=url, sha256=good)
     assert path.read_bytes() == content.getvalue()
     served.unlink()  # the second time nothing is fetched
-    assert download.download(place, progress=False, url=served.as_uri(), sha256=good) == path
+    assert download.download(place, progress=False, url=url, sha256=good) == path
     with pytest.raises(UserError, match="cannot be fetched .* give --source"):
-        download.download(tmp_path / "other", progress=False, url=served.as_uri(), sha256=good)
+        download.download(tmp_path / "other", progress=False, url=url, sha256=good)
 
 
 def test_checksum_file_agrees():
