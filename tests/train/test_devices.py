@@ -84,11 +84,16 @@ def alone():
     return losses
 
 
-def check_losses(found, cases, alone, devices):
+def check_losses(found, cases, alone, devices, *, second=2e-4):
+    """The first loss is exact but for rounding, which Adam can blow up on the way to the second.
+
+    It makes whole steps of gradients that are nothing but rounding (biases before a normalisation).
+    """
     for case, one in zip(cases, found, strict=True):
         assert one["devices"] == devices
         assert bool(one["spread"]) == bool(one["moments"]) == (case[1] == "fsdp"), case
-        np.testing.assert_allclose(one["losses"], alone(*case), rtol=2e-4, err_msg=str(case))
+        for got, expected, rtol in zip(one["losses"], alone(*case), (2e-5, second), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=rtol, err_msg=str(case))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +143,7 @@ def test_fully_sharded_gathers_each_spread_weight_once(eight):
 @pytest.mark.slow
 def test_two_devices_give_the_losses_of_one(run_python, alone):
     out = run_python("-c", PROGRAM, json.dumps(SLOW_CASES), devices=2).stdout
-    check_losses(result(out), SLOW_CASES, alone, 2)
+    check_losses(result(out), SLOW_CASES, alone, 2, second=2e-3)
 
 
 @pytest.mark.slow
@@ -150,7 +155,7 @@ def test_two_processes_of_two_devices_give_the_losses_of_one(alone):
         ended = processes.finish(running, timeout=800)
     assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
     for one in ended:
-        check_losses(result(one.out), SLOW_CASES, alone, 4)
+        check_losses(result(one.out), SLOW_CASES, alone, 4, second=2e-3)
 
 
 class Mesh:
