@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 
 import cv2
@@ -11,6 +12,8 @@ import PIL.Image
 
 # What the readers accept, in the order in which one of several files of a name is preferred.
 SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class UnreadableImage(Exception):
@@ -40,11 +43,27 @@ def _check_complete(data: bytes) -> None:
             with PIL.Image.open(io.BytesIO(data)) as image:
                 image.load()
     except PIL.UnidentifiedImageError:
-        return  # a depth that Pillow does not know (16-bit colour): OpenCV will judge
+        _check_chunks(data)  # a depth that Pillow does not know (16-bit colour): OpenCV will judge
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnreadableImage(f"corrupt or truncated ({error})") from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"too large ({error})") from error
+
+
+def _check_chunks(data: bytes) -> None:
+    """OpenCV reserves what a chunk of a PNG says to hold, up to 4 GiB, before it looks for it."""
+    if not data.startswith(_PNG):
+        return
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        if at + 12 + length > len(data):
+            raise UnreadableImage("corrupt or truncated (a chunk is longer than the file)")
+        if data[at + 4 : at + 8] == b"IHDR":
+            width, height = struct.unpack_from(">II", data.ljust(at + 16, b"\0"), at + 8)
+            if width * height > (PIL.Image.MAX_IMAGE_PIXELS or 0):
+                raise UnreadableImage(f"too large ({width}x{height})")
+        at += 12 + length
 
 
 def decode(data: bytes, suffix: str) -> np.ndarray:

@@ -340,3 +340,18 @@ def test_scaling_keeps_the_order_of_grey_values(dtype, seed):
     assert out.dtype == np.uint8 and out.min() == 0 and out.max() == 255
     order = np.argsort(values.ravel(), kind="stable")
     assert (np.diff(out.ravel()[order].astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "size", "message"),
+    [(0x41000000, (8, 8), "longer than the file"), (4, (60_000, 60_000), "too large")],
+)
+def test_a_png_that_announces_too_much_is_refused_before_memory_is_taken(length, size, message):
+    def chunk(kind, content, length=None):
+        count = len(content) if length is None else length
+        return count.to_bytes(4, "big") + kind + content + b"\0" * 4
+
+    header = b"".join(side.to_bytes(4, "big") for side in size) + bytes([125, 65, 0, 0, 0])
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"abcd", length)
+    with pytest.raises(images.UnreadableImage, match=message):
+        images.decode(data, ".png")
