@@ -20,13 +20,24 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 EVERYWHERE = ("tfds_angio.errors", "cmunet_jax.config", "cmunet_jax.__version__")
 BELOW_STAGES = tuple(
     f"cmunet_jax.{part}"
-    for part in "sweep evaluation train objectives data models losses interop report".split()
+    for part in (
+        "sweep predict viewer qca selection imaging "
+        "evaluation train objectives data models losses interop report"
+    ).split()
 )
 ARROW: dict[str, tuple[str, ...]] = {
     "cmunet_jax.main": ("cmunet_jax.stages",),
     "cmunet_jax.stages": (*BELOW_STAGES, "cmunet_jax.benchmark", "tfds_angio"),
     "cmunet_jax.benchmark": (*BELOW_STAGES, "tfds_angio"),
     "cmunet_jax.sweep": ("cmunet_jax.train",),
+    "cmunet_jax.predict": (
+        *(f"cmunet_jax.{part}" for part in ("imaging", "qca", "evaluation", "data")),
+        "tfds_angio",
+    ),
+    "cmunet_jax.viewer": ("cmunet_jax.predict", "cmunet_jax.qca", "tfds_angio"),
+    "cmunet_jax.selection": ("cmunet_jax.data", "cmunet_jax.evaluation", "tfds_angio"),
+    "cmunet_jax.qca": (),
+    "cmunet_jax.imaging": ("cmunet_jax.data", "tfds_angio"),
     "cmunet_jax.evaluation": ("cmunet_jax.data", "cmunet_jax.models", "tfds_angio"),
     "cmunet_jax.train": ("cmunet_jax.objectives.base", "cmunet_jax.data"),
     "cmunet_jax.objectives": ("cmunet_jax.data.views", "cmunet_jax.models", "cmunet_jax.losses"),

@@ -1,0 +1,1 @@
+"""Users' angiograms as frames: image files, arrays and DICOM in; DICOM SEG out."""
