@@ -16,6 +16,7 @@ from cmunet_jax import config as config_lib
 from tfds_angio.errors import UserError
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+_SHORT = {"--dry-run": "--config.dry_run=True", "--dry_run": "--config.dry_run=True"}
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file(
@@ -27,6 +28,11 @@ _WORKDIR = flags.DEFINE_string(
     "Where results go; the same folder resumes a run. Default runs/<stage>; of an evaluation a "
     "folder beside its checkpoint.",
 )
+
+
+def spell_out(argv: Sequence[str]) -> list[str]:
+    """The command line with short spellings of keys replaced by the keys."""
+    return [_SHORT.get(text, text) for text in argv]
 
 
 def _split_path(argv: Sequence[str]) -> tuple[str, str | None]:
@@ -119,6 +125,7 @@ def main() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     try:
+        sys.argv = spell_out(sys.argv)  # where config flags look for overrides
         rest = parse_flags(sys.argv)
         app.run(dispatch, argv=rest, flags_parser=lambda argv: list(argv))
     except UserError as error:

@@ -3,7 +3,7 @@
     python -m cmunet_jax.main --config configs/sweep.py --workdir runs/sweep
     python -m cmunet_jax.main --config configs/sweep.py:size=small,data=arcade \
         --config.methods=scratch,cmunet --config.labels=18,500
-    python -m cmunet_jax.main --config configs/sweep.py --config.dry_run=True     # what it would do
+    python -m cmunet_jax.main --config configs/sweep.py --dry-run     # what it would do
 
 methods × labels × draws × seeds, with one pre-training for each method and seed, a search of the
 learning rate for each method and label count, and one evaluation on the test split for each
@@ -17,7 +17,7 @@ it lacks (fewer than three draws, epochs instead of steps) is said and kept in s
 `paper`: 128 epochs, its image-level splits, learning rates by 3-fold cross-validation, the
 checkpoint selected on the test split. Where a data set has no test split: --config.test_split=val
 --config.data.splits=holdout:100 --config.search.split=holdout. A day or two on two cores with
-size=small, minutes with size=tiny; dry_run measures it.
+size=small, minutes with size=tiny; --dry-run measures it.
 """
 
 import ml_collections

@@ -69,7 +69,7 @@ def test_there_are_commands_to_check():
 @pytest.mark.parametrize(("file", "command"), FOUND)
 def test_a_documented_command_is_understood(file, command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    argv = ["main", *words(command)]
+    argv = main.spell_out(["main", *words(command)])
     monkeypatch.setattr(sys, "argv", argv)  # where config flags look for overrides
     path, argument = main._split_path(argv)
     main._check_overrides(argv, path, argument)

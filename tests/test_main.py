@@ -35,6 +35,20 @@ def test_mistakes_are_named_before_anything_is_parsed(argv, words, monkeypatch):
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.parametrize("spelling", ["--dry-run", "--dry_run"])
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        (PRETRAIN, 2, "config.dry_run is not a key of"),
+        (["--config", str(ROOT / "configs/sweep.py:size=tiny"), "--config.labels=()"], 2, "labels"),
+    ],
+)
+def test_dry_run_is_short_for_the_key_of_a_sweep(spelling, command, status, words, tmp_path):
+    argv = [sys.executable, "-m", "cmunet_jax.main", *command, spelling]
+    ended = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == status and words in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
