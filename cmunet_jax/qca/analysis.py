@@ -96,18 +96,20 @@ def _segment(
     options: Options,
 ) -> Segment:
     curve = _centred(branch, graph, picture, options)
-    clear = _clear_of_ends(curve, branch, graph, picture)
-    pixel, real = (
-        _diameters(curve, picture, clear, unit, options) for unit in (None, _uneven(size))
-    )
-    known = np.isfinite(pixel) & np.isfinite(real)
-    pixel, real = np.where(known, pixel, np.nan), np.where(known, real, np.nan)
+    halves = _halves(curve, picture, None)
+    seen = _clear_of_ends(curve, branch, graph, picture) & _agree(halves, curve, picture)
+    pixel = _diameters(halves, curve, picture, seen, None, options)
+    uneven = size is not None and not np.isclose(size[0], size[1], rtol=1e-6)
+    real = pixel if size is None else pixel * size[0]
+    if uneven:  # the normal in mm is another than that in px
+        real = _diameters(_halves(curve, picture, size), curve, picture, seen, size, options)
+        known = np.isfinite(pixel) & np.isfinite(real)
+        pixel, real = np.where(known, pixel, np.nan), np.where(known, real, np.nan)
+    known = np.isfinite(real)
     position = curve.position
     if size is not None:
         steps = np.linalg.norm(np.diff(curve.points, axis=0) * size, axis=1)
         position = np.concatenate([[0.0], np.cumsum(steps)])
-        # Square pixels were measured once, in px.
-        real = real if _uneven(size) is not None else real * size[0]
     found = _stenosis(position, real, pixel, branch.start == branch.end, options)
     reference_px = found.reference
     if size is not None and known.any():
@@ -129,11 +131,6 @@ def _segment(
         percent_diameter_stenosis=found.percent,
         why_no_stenosis=found.why_not,
     )
-
-
-def _uneven(size: Floats | None) -> Floats | None:
-    """The size of a pixel where it is not square: there mm are not px times a number."""
-    return None if size is None or np.isclose(size[0], size[1], rtol=1e-6) else size
 
 
 def _centred(branch: Branch, graph: Graph, picture: _Picture, options: Options) -> Curve:
@@ -170,9 +167,9 @@ def _extended(line: Floats, picture: _Picture) -> Floats:
 def _halves(curve: Curve, picture: _Picture, size: Floats | None) -> Floats:
     """Distances [K, 2] to the contour on both sides, in px or in the unit of `size`."""
     widest = float(centreline.sample(picture.radius, curve.points).max())
-    scale = 1.0 if size is None else float(size.max())
-    normals = curve.normals if size is None else centreline.normals_of(curve.points * size)
-    reach = scale * (2 * _AGREE * widest + 2 * _SLACK)
+    unit = np.ones(2) if size is None else size
+    normals = centreline.normals_of(curve.points * unit)
+    reach = float(unit.max()) * (2 * _AGREE * widest + 2 * _SLACK)
     return centreline.half_widths(picture.field, curve.points, normals, reach=reach, size=size)
 
 
@@ -183,23 +180,25 @@ def _agree(halves: Floats, curve: Curve, picture: _Picture) -> NDArray[np.bool_]
 
 
 def _diameters(
+    halves: Floats,
     curve: Curve,
     picture: _Picture,
-    clear: NDArray[np.bool_],
+    seen: NDArray[np.bool_],
     size: Floats | None,
     options: Options,
 ) -> Floats:
-    """Diameters [K] along the normals, NaN where they mean nothing, in px or as `size`."""
-    halves = _halves(curve, picture, size)
-    seen = clear & _agree(_halves(curve, picture, None), curve, picture)
+    """Diameters [K] where `seen`, in px or in the unit of `size`; NaN at the image's border.
+
+    A vessel that the border cuts lengthwise is wider than what is seen of it.
+    """
     unit = np.ones(2) if size is None else size
-    normals = curve.normals if size is None else centreline.normals_of(curve.points * size)
-    # A vessel that the image's border cuts lengthwise is wider than what is seen of it.
+    normals = centreline.normals_of(curve.points * unit)
     last = np.array(picture.shape) - 1
+    inside = seen.copy()
     for side, sign in ((0, -1), (1, 1)):
         foot = curve.points + picture.origin + sign * halves[:, side, None] * normals / unit
-        seen &= np.nan_to_num((foot > 0) & (foot < last)).all(axis=1)
-    return centreline.along_mean(np.where(seen, halves.sum(axis=1), np.nan), options.mean)
+        inside &= np.nan_to_num((foot > 0) & (foot < last)).all(axis=1)
+    return centreline.along_mean(np.where(inside, halves.sum(axis=1), np.nan), options.mean)
 
 
 def _clear_of_ends(
@@ -240,7 +239,7 @@ def _stenosis(
         reference = found.reference[found.at] * ratio
         if reference < options.least_diameter:
             why = (
-                f"the reference is {reference:.1f} px, less than {options.least_diameter:g}: "
+                f"the reference is {reference:.2f} px, less than {options.least_diameter:g}: "
                 "the steps of the mask would count for too much"
             )
             return none(count, why)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import make_smoothing_spline
+from scipy.linalg import solveh_banded
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
 Floats = NDArray[np.float64]
@@ -52,7 +52,10 @@ def sample(field: NDArray, points: Floats) -> Floats:
 
 
 def smooth(points: Floats, *, bandwidth: float, closed: bool = False) -> Curve:
-    """A cubic smoothing spline through points [K, 2], sampled every pixel or a little less.
+    """A smoothing spline through points [K, 2], sampled every pixel or a little less.
+
+    The points are put at even distances, where the spline is the line of least squares with a
+    penalty on its second differences (Whittaker 1923; Eilers 2003): one banded system.
 
     Args:
         points: K ≥ 2.
@@ -60,21 +63,32 @@ def smooth(points: Floats, *, bandwidth: float, closed: bool = False) -> Curve:
             equivalent kernel of a smoothing spline), which leaves slow bends where they are.
         closed: whether the last point is the first again.
     """
-    spread = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    points = points[np.concatenate([[True], spread > 1e-6])]
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
     length = along[-1]
-    even = np.linspace(0.0, length, max(int(round(length)), 1) + 1)
+    if closed:  # a ring that is averaged over its whole length would shrink to a point
+        bandwidth = min(bandwidth, length / 8)
+    count = max(int(round(length)), 1) + 1
+    even = np.linspace(0.0, length, count)
     line = np.stack([np.interp(even, along, points[:, i]) for i in (0, 1)], axis=1)
-    wrap = min(int(4 * bandwidth) + 1, len(line) - 1) if closed else 0
+    wrap = min(int(6 * bandwidth) + 1, count - 1) if closed else 0
     if closed:  # the seam is an inner point of a line that runs on
-        even = np.concatenate([even[-1 - wrap : -1] - length, even, even[1 : wrap + 1] + length])
         line = np.concatenate([line[-1 - wrap : -1], line, line[1 : wrap + 1]])
-    if len(line) >= 5:
-        splines = [make_smoothing_spline(even, line[:, i], lam=bandwidth**4) for i in (0, 1)]
-        fine = np.linspace(0.0, length, 4 * len(line))
-        line = np.stack([spline(fine) for spline in splines], axis=1)
-    return resample(line)
+    line = _whittaker(line, (bandwidth * (count - 1) / max(length, 1e-9)) ** 4)
+    return resample(line[wrap : wrap + count])
+
+
+def _whittaker(line: Floats, penalty: float) -> Floats:
+    """The line [K, 2] with least squares plus `penalty` times its squared second differences."""
+    if len(line) < 3:
+        return line
+    bands = np.zeros((3, len(line)))  # of I + penalty D'D, the diagonal last
+    for offset, weight in enumerate((1.0, -2.0, 1.0)):
+        bands[2, offset : len(line) - 2 + offset] += penalty * weight**2
+    bands[1, 1:-1] += -2 * penalty
+    bands[1, 2:] += -2 * penalty
+    bands[0, 2:] = penalty
+    bands[2] += 1.0
+    return solveh_banded(bands, line)
 
 
 def resample(line: Floats) -> Curve:

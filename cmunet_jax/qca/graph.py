@@ -279,7 +279,7 @@ def _merge(graph: Graph, radius: NDArray[np.float32]) -> Graph:
     for branch in graph.branches:
         start, end = int(group[branch.start]), int(group[branch.end])
         # What ran beside a bridge is now a loop inside the bifurcation.
-        if start == end and branch.start != branch.end and branch.length < 4 * wide[start]:
+        if start == end and branch.length < 4 * wide[start]:
             continue
         points = branch.points.copy()
         points[0], points[-1] = nodes[start], nodes[end]

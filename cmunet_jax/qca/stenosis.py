@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 # A place is narrowed where it falls below the line by this many robust deviations of the healthy
 # diameters, and by at least this share of the line.
 _DEVIATIONS, _SHARE = 3.0, 0.1
+_BORDER = 0.03  # share of the line within which a narrowing is over
+_HEALTHY = 0.3  # least share of the measured points that the line rests on
 _LEVEL = 0.9  # of the first line, which shall run along the healthy diameters, not the mean
 _MOST = 200  # points of a fit: the Theil-Sen line takes all pairs
 
@@ -52,14 +54,15 @@ def stenosis(position: Floats, diameter: Floats) -> Stenosis:
         diameter: [K] in the same unit, NaN where none was measured; some are.
 
     Returns:
-        Without a percentage where the healthy part does not carry a line: less than half of the
-        measured points, or none on one side of the narrowing.
+        Without a percentage where the healthy part does not carry a line: too few of the measured
+        points, or none on one side of the narrowing.
     """
     known = np.flatnonzero(np.isfinite(diameter))
     x, d = position[known], diameter[known]
     line, narrowed = _reference(x, d)
-    if 2 * np.count_nonzero(narrowed) > len(d):
-        return none(len(diameter), "more than half of the segment is narrowed: no reference")
+    if np.count_nonzero(~narrowed) < _HEALTHY * len(d):
+        why = f"less than {100 * _HEALTHY:.0f} % of the measured part is healthy: no reference"
+        return none(len(diameter), why)
     if line.min() <= 0:
         return none(len(diameter), "the diameters do not follow a line: no reference")
     loss = 1 - d / line
@@ -82,26 +85,28 @@ def stenosis(position: Floats, diameter: Floats) -> Stenosis:
 
 
 def _reference(x: Floats, d: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """The healthy line [K] through diameters d [K], and which of them are narrowed."""
+    """The healthy line [K] through diameters d [K], and which of them are narrowed.
+
+    Robust line, narrowed parts, line through the others, and so on until nothing changes.
+    """
     line = _upper_line(x, d)
-    narrowed = np.zeros(len(d), bool)
+    narrowed = d < (1 - _SHARE) * line
     for _ in range(10):
+        healthy = np.flatnonzero(~narrowed)
+        if len(healthy) < _HEALTHY * len(d):
+            break
+        some = healthy[:: len(healthy) // _MOST + 1]
+        slope, height, *_ends = theilslopes(d[some], x[some])
+        line = height + slope * x
         residual = d - line
-        healthy = residual[~narrowed]
-        spread = 1.4826 * float(np.median(np.abs(healthy - np.median(healthy))))
+        spread = 1.4826 * float(np.median(np.abs(residual[healthy])))
         deep = residual < -np.maximum(_DEVIATIONS * spread, _SHARE * line)
         # A narrowing begins and ends where the diameter comes back to the line.
-        runs = label(residual < -0.5 * spread)[0]
+        runs = label(residual < -np.maximum(spread, _BORDER * line))[0]
         now = np.isin(runs, np.unique(runs[deep])) & (runs > 0)
-        if 2 * np.count_nonzero(now) > len(d):
-            return line, now
-        if (now == narrowed).all() and _:
+        if (now == narrowed).all():
             break
         narrowed = now
-        some = np.flatnonzero(~narrowed)
-        some = some[:: len(some) // _MOST + 1]
-        slope, height, *_rest = theilslopes(d[some], x[some])
-        line = height + slope * x
     return line, narrowed
 
 
