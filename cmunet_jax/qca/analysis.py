@@ -53,21 +53,19 @@ def analyse(
     rows, columns = (np.flatnonzero(whole.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
         return Analysis(_shape(whole), spacing, np.zeros((0, 2)), (), 0)
-    # All that follows looks no further than the mask, its blur and a pixel beyond.
+    # Only the box around the mask is looked at; background all around closes what the image cuts.
+    box = whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     margin = int(4 * options.blur) + 2
-    first = [max(int(x[0]) - margin, 0) for x in (rows, columns)]
-    crop = fill_faults(whole[first[0] : rows[-1] + margin + 1, first[1] : columns[-1] + margin + 1])
+    crop = fill_faults(np.pad(box, margin))
+    origin = np.array([rows[0], columns[0]], float) - margin
     picture = _Picture(
-        centreline.soften(crop, options.blur),
-        inscribed_radius(crop),
-        np.array(first, float),
-        _shape(whole),
+        centreline.soften(crop, options.blur), inscribed_radius(crop), origin, _shape(whole)
     )
     graph = centreline_graph(crop, picture.radius, spur=options.spur)
     degrees = graph.degrees()
     longest = sorted(graph.branches, key=lambda b: -b.length)
     segments = [_segment(i, b, graph, picture, size, options) for i, b in enumerate(longest, 1)]
-    forks = [graph.nodes[n] + first for n in sorted(degrees) if degrees[n] >= 3]
+    forks = [graph.nodes[n] + origin for n in sorted(degrees) if degrees[n] >= 3]
     return Analysis(
         _shape(whole),
         spacing,
@@ -106,10 +104,7 @@ def _segment(
         known = np.isfinite(pixel) & np.isfinite(real)
         pixel, real = np.where(known, pixel, np.nan), np.where(known, real, np.nan)
     known = np.isfinite(real)
-    position = curve.position
-    if size is not None:
-        steps = np.linalg.norm(np.diff(curve.points, axis=0) * size, axis=1)
-        position = np.concatenate([[0.0], np.cumsum(steps)])
+    position = curve.position if size is None else centreline.run(curve.points * size)
     found = _stenosis(position, real, pixel, branch.start == branch.end, options)
     reference_px = found.reference
     if size is not None and known.any():

@@ -63,7 +63,7 @@ def smooth(points: Floats, *, bandwidth: float, closed: bool = False) -> Curve:
             equivalent kernel of a smoothing spline), which leaves slow bends where they are.
         closed: whether the last point is the first again.
     """
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    along = run(points)
     length = along[-1]
     if closed:  # a ring that is averaged over its whole length would shrink to a point
         bandwidth = min(bandwidth, length / 8)
@@ -93,10 +93,16 @@ def _whittaker(line: Floats, penalty: float) -> Floats:
 
 def resample(line: Floats) -> Curve:
     """The curve through points [K, 2] with even steps of at most 1 px, and its normals."""
-    along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
-    position = np.linspace(0.0, along[-1], max(int(np.ceil(along[-1])), 1) + 1)
-    points = np.stack([np.interp(position, along, line[:, i]) for i in (0, 1)], axis=1)
-    return Curve(points, normals_of(points), position)
+    along = run(line)
+    even = np.linspace(0.0, along[-1], max(int(np.ceil(along[-1])), 1) + 1)
+    points = np.stack([np.interp(even, along, line[:, i]) for i in (0, 1)], axis=1)
+    return Curve(points, normals_of(points), run(points))
+
+
+def run(points: Floats) -> Floats:
+    """Distance [K] from the first point along the line through points [K, 2], in their unit."""
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    return np.concatenate([[0.0], np.cumsum(steps)])
 
 
 def normals_of(points: Floats) -> Floats:

@@ -29,6 +29,11 @@ class Tube:
     def length(self) -> float:
         return float(self.position[-1])
 
+    def half(self) -> Tube:
+        """From its middle to its end."""
+        at = len(self.points) // 2
+        return Tube(self.points[at:], self.position[at:], self.diameter[at:])
+
 
 def tube(
     *,
@@ -73,10 +78,14 @@ def taper(first: float, last: float) -> Any:
     return lambda x: first + (last - first) * x
 
 
-def draw(*tubes: Tube, shape: tuple[int, int]) -> Array:
-    """The mask [H, W]: pixels whose centre is inside any tube."""
+def draw(*tubes: Tube, shape: tuple[int, int], size: tuple[float, float] = (1.0, 1.0)) -> Array:
+    """The mask [H, W]: pixels whose centre is inside any tube.
+
+    Tubes are in the unit of `size`, what a pixel measures along (rows, columns).
+    """
     mask = np.zeros(shape, bool)
-    pixels = np.argwhere(~mask)
+    index = np.argwhere(~mask)
+    pixels = index * np.array(size)
     for t in tubes:
         near = cKDTree(t.points)
         distance, foot = near.query(pixels, distance_upper_bound=t.diameter.max() / 2 + 1)
@@ -87,7 +96,7 @@ def draw(*tubes: Tube, shape: tuple[int, int]) -> Array:
         for end, inner in ((0, 1), (len(t.points) - 1, len(t.points) - 2)):
             out = t.points[end] - t.points[inner]
             inside &= (at != end) | ((pixels[hit] - t.points[end]) @ out <= 0)
-        mask[tuple(pixels[hit][inside].T)] = True
+        mask[tuple(index[hit][inside].T)] = True
     return mask
 
 
