@@ -1,8 +1,9 @@
 """The centreline graph of a mask: skeleton, bifurcations, branches; what is no vessel is taken off.
 
-The skeleton is Zhang & Suen's (1984, through scikit-image). Tracing it is written out here:
-skan (BSD) does that too, but brings numba and pandas for one call, knows nothing of the radius
-by which spurs are judged, and most of what follows would remain; sknw is not kept up.
+The skeleton is that of Lee, Kashyap & Chu (1994, through scikit-image), which keeps what is
+connected; Zhang & Suen's (1984) takes vessels along a diagonal away altogether. Tracing is written
+out here: skan (BSD) does that too, but brings numba and pandas for one call and knows nothing of
+the radius by which spurs are judged, so that most of what follows would remain.
 """
 
 from __future__ import annotations

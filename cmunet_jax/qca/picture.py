@@ -18,8 +18,8 @@ from cmunet_jax.qca.output import to_json
 from cmunet_jax.qca.result import Analysis, Segment
 from tfds_angio.errors import UserError
 
-# Percent of the diameter from which a narrowing is named: the customary bound of a mild stenosis.
-# Healthy segments of measured masks reach some 15 % by their own unevenness.
+# Percent of the diameter from which a narrowing is named: well above what a healthy segment
+# reaches by its own unevenness (docs/qca.md), below the 50 % that studies call significant.
 LEAST_STENOSIS = 30.0
 # Okabe & Ito's vermilion, as in the overlays of the evaluation; the colour map is one that people
 # with any colour vision can read, and its dark end stays visible on a dark vessel.

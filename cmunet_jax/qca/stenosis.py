@@ -115,7 +115,8 @@ def _upper_line(x: Floats, d: Floats) -> Floats:
     weight = np.ones(len(d))
     line = d
     for _ in range(20):
-        line = np.polyval(np.polyfit(x, d, 1, w=np.sqrt(weight)), x)
+        slope, height = np.polyfit(x, d, 1, w=np.sqrt(weight))
+        line = height + slope * x
         new = np.where(d > line, _LEVEL, 1 - _LEVEL)
         if (new == weight).all():
             break
