@@ -77,14 +77,15 @@ def inscribed_radius(mask: Mask) -> NDArray[np.float32]:
 def fill_faults(mask: Mask) -> Mask:
     """The mask [H, W] without the holes that are faults, not gaps between vessels.
 
-    A hole is one where its area is no more than the square of the vessel's radius beside it; the
-    pixels that the grid leaves open in the fork of two vessels are among them.
+    A hole is a fault where its area is no more than the square of the inscribed radius of what
+    lies beside it; the pixels that the grid leaves open in the fork of two vessels are among them.
     """
     filled = np.asarray(binary_fill_holes(mask), bool)
     holes, count = label(filled & ~mask)
     if not count:
         return mask
-    radius = inscribed_radius(filled)
+    # Of what is left around a hole: with it filled, a ring of a vessel would look like a blob.
+    radius = inscribed_radius(mask)
     area = np.bincount(holes.ravel())
     fault = np.zeros(count + 1, bool)
     for number, box in enumerate(find_objects(holes), 1):
@@ -96,10 +97,11 @@ def fill_faults(mask: Mask) -> Mask:
 def centreline_graph(mask: Mask, radius: NDArray[np.float32], *, spur: float) -> Graph:
     """The pruned graph of a mask.
 
-    A terminal branch is a spur, and taken off, where it is shorter than `spur` times the radius of
-    the inscribed disc at the node that it leaves: it then hardly comes out of the vessel on which
-    it sits (the protrusion by which Shaked & Bruckstein 1998 prune medial axes). All spurs of a
-    round go at once: of the two that run into the corners of a blunt end neither is the vessel's.
+    A terminal branch is a spur, and taken off, where it reaches, with the disc at its tip, less
+    than `spur` times the radius of the inscribed disc at the node that it leaves: it then hardly
+    comes out of the vessel on which it sits (Shaked & Bruckstein 1998 compare such measures of
+    protrusion). All spurs of a round go at once: of the two that run into the corners of a blunt
+    end neither is the vessel's.
     Two bifurcations closer than their radius are one, as where two vessels cross. A component of
     less than twice its width in length is no vessel.
 
@@ -217,7 +219,8 @@ def _prune(graph: Graph, radius: NDArray[np.float32], spur: float) -> Graph:
         ends = sorted((branch.start, branch.end), key=lambda node: degrees[node])
         if degrees[ends[0]] != 1 or degrees[ends[1]] < 3:
             return False
-        return branch.length < spur * radius_at(graph.nodes[ends[1]], radius)
+        tip, root = (radius_at(graph.nodes[node], radius) for node in ends)
+        return branch.length + max(tip - 1, 0) < spur * root
 
     spurs = [is_spur(b) for b in graph.branches]
     kept = [b for b, gone in zip(graph.branches, spurs) if not gone]
