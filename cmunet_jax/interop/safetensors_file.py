@@ -77,7 +77,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             return state_dict, dict(file.metadata() or {})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (safetensors.SafetensorError, TypeError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as error:
+        # The last: a dtype that NumPy has no name for.
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} is no complete safetensors file ({reason}). Download it again."

@@ -78,14 +78,14 @@ def unet_entries(torch: str = "", *, up: str = "transposed") -> list[Entry]:
     return encoder_entries(torch) + decoder_entries(torch, up=up)
 
 
-def spark_entries(torch: str = "") -> list[Entry]:
+def spark_entries(torch: str = "", *, up: str = "transposed") -> list[Entry]:
     """Entries of SparK's network: sparse encoder, densifying norms and tokens, dense decoder."""
     entries = encoder_entries(f"{torch}sparse_encoder.sp_cnn.")
     for i in range(5):  # from the bottleneck up
         ours = f"densify/level{5 - i}"
         entries += _norm(f"{torch}densify_norms.{i}", f"{ours}/norm")
         entries.append(Entry(f"{torch}mask_tokens.{i}", "params", f"{ours}/token", "token"))
-    return entries + decoder_entries(f"{torch}dense_decoder.")
+    return entries + decoder_entries(f"{torch}dense_decoder.", up=up)
 
 
 def projector_entries(torch: str, ours: str) -> list[Entry]:
