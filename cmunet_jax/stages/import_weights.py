@@ -83,7 +83,10 @@ def _require_expected(
 def _trained(config: ml_collections.ConfigDict, imported: Imported) -> dict[str, Any]:
     """The config by which the checkpoint is restored, as that of a training run."""
     model = {"width": imported.width, "dtype": "float32", "up": imported.up}
-    return config_lib.to_dict(config) | {
+    # One file gives one digest, wherever it lies.
+    kept = config_lib.to_dict(config) | {"source": pathlib.Path(config.source).name}
+    del kept["overwrite"]
+    return kept | {
         "objective": objectives.default_options(imported.objective, "paper"),
         "model": model | {"fast": True, "remat": "none"},
     }
@@ -126,5 +129,5 @@ def _report(imported: Imported, origin: dict[str, Any]) -> dict[str, Any]:
 def _next(imported: Imported) -> str:
     """What can be done with it."""
     if imported.objective == "scratch":
-        return "It segments: give it to configs/evaluate.py or predict.py as config.checkpoint."
+        return "It segments: give it to configs/evaluate.py as config.checkpoint."
     return "It is a pre-training: give it to configs/finetune.py:preset=paper as config.init_from."
