@@ -22,8 +22,9 @@ def get_config(arg=None):
     config = ml_collections.ConfigDict()
     config.stage = "import_weights"
     config.source = ""  # the file
-    # What a U-Net with one output was pre-trained by, which its file does not tell: genesis or mae.
-    config.restores = "genesis"
+    # What a U-Net with one output is, which its file does not tell: a pre-training (genesis, mae),
+    # or a segmentation whose output is the artery's logit (artery).
+    config.one_output = "genesis"
     config.width = 0  # 0: as the file says; another number must be the file's
     config.up = ""  # likewise: transposed or bilinear
     # What the images of the weights went through: the released chain, and the size it gives.

@@ -8,8 +8,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from cmunet_jax.interop import layouts, state_dicts, torch_files
-from cmunet_jax.interop.layouts import Imported
+from cmunet_jax.interop import convert, state_dicts, torch_files
+from cmunet_jax.interop.convert import Imported
 from tfds_angio.errors import UserError
 
 
@@ -36,12 +36,12 @@ class Origin:
     facts: dict[str, Any]
 
 
-def read(path: Path, *, restores: str = "genesis") -> tuple[Imported, Origin]:
+def read(path: Path, *, one_output: str = "genesis") -> tuple[Imported, Origin]:
     """Reads a weights file: of PyTorch (zip or legacy), or safetensors.
 
     Args:
       path: the file. It is not executed, whatever it holds.
-      restores: see `layouts.convert`.
+      one_output: see `convert.convert`.
 
     Raises:
       UserError: naming the file, if it cannot be read, is no network of ours, or holds anything
@@ -52,7 +52,7 @@ def read(path: Path, *, restores: str = "genesis") -> tuple[Imported, Origin]:
     with torch_files.open_weights(path) as file:
         found = state_dicts.find(file.content)
         try:
-            imported = layouts.convert(found, file.array, restores=restores)
+            imported = convert.convert(found, file.array, one_output=one_output)
         except UserError as error:
             raise UserError(f"{path} is not imported: {error}") from None
         kind, metadata = file.kind, {k[:80]: v[:80] for k, v in list(file.metadata.items())[:20]}
@@ -74,6 +74,4 @@ def summary(imported: Imported, origin: Origin) -> str:
         f"{len(imported.mapped)} tensors mapped, {len(imported.ignored)} entries ignored"
         + "".join(f"\n  {count} x {why}" for why, count in reasons.most_common()),
     ]
-    if imported.rounded:
-        lines.append(f"{len(imported.rounded)} tensors were float64 and are rounded to float32")
-    return "\n".join(lines)
+    return "\n".join([*lines, *imported.notes])

@@ -8,26 +8,16 @@ either mapped or ignored for such a reason; anything else is an error that lists
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
 from cmunet_jax.interop import torch_names
-from cmunet_jax.interop.state_dicts import StateDict
 from cmunet_jax.interop.torch_names import Entry
-from cmunet_jax.models.initialise import shapes_of
-from cmunet_jax.models.sparse import SparseUNet
-from cmunet_jax.models.unet import STRIDE, UNet
 from tfds_angio.errors import UserError
 
-MAX_WIDTH, MAX_LISTED = 1024, 60
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
-_COUNTER = "counts batches; evaluation has no use for it"
+COUNTER = "counts batches; evaluation has no use for it"
 _MOMENTUM = "momentum copy, of use in pre-training only"
-_FIRST_KERNEL = "down_conv1.double_conv.double_conv.0.weight"
 
 Makes = Callable[[str, str, str], list[Entry]]
 """(prefix in the file, path of ours, kind of up-sampling) -> entries."""
@@ -43,6 +33,34 @@ def _decoder(torch: str, ours: str, up: str) -> list[Entry]:
 
 def _projector(torch: str, ours: str, up: str) -> list[Entry]:
     return torch_names.projector_entries(torch, ours)
+
+
+def _common_name(name: str) -> str:
+    """Our name of a tensor -> that of the widespread U-Net with inc, down1-4, up1-4 and outc."""
+    name = re.sub(r"^down_conv1\.double_conv\.", "inc.", name)
+    name = re.sub(
+        r"^down_conv(\d)\.double_conv\.",
+        lambda found: f"down{int(found[1]) - 1}.maxpool_conv.1.",
+        name,
+    )
+    name = re.sub(r"^double_conv\.", "down4.maxpool_conv.1.", name)
+    name = re.sub(r"^up_conv(\d)\.", lambda found: f"up{5 - int(found[1])}.", name)
+    name = name.replace(".up_sample.", ".up.").replace(
+        ".double_conv.double_conv.", ".conv.double_conv."
+    )
+    return name.replace("conv_last.", "outc.conv.")
+
+
+def _common_encoder(torch: str, ours: str, up: str) -> list[Entry]:
+    return [_renamed(entry) for entry in torch_names.encoder_entries("", ours)]
+
+
+def _common_decoder(torch: str, ours: str, up: str) -> list[Entry]:
+    return [_renamed(entry) for entry in torch_names.decoder_entries("", ours, up=up)]
+
+
+def _renamed(entry: Entry) -> Entry:
+    return dataclasses.replace(entry, torch=_common_name(entry.torch))
 
 
 def _spark(torch: str, ours: str, up: str) -> list[Entry]:
@@ -76,17 +94,33 @@ class Layout:
         outputs tell.
       signs: prefixes that must all occur among the names.
       parts: what is mapped.
-      encoder, decoder: prefix of the encoder and of the decoder whose shapes tell the network.
+      first: the kernel whose shape tells the width.
+      last: the kernel whose shape tells the outputs; '' where there is no decoder.
+      sampling: a name that only transposed convolutions give.
       ignored: {prefix: why it is not mapped}.
+      skip_first: whether its blocks take [skip, up-sampled], where ours take [up-sampled, skip].
+      without_bias: whether its convolutions may have no bias (before a norm it has no effect).
     """
 
     title: str
     objective: str
     signs: tuple[str, ...]
     parts: tuple[Part, ...]
-    encoder: str
-    decoder: str | None
+    first: str
+    last: str = ""
+    sampling: str = ""
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    skip_first: bool = False
+    without_bias: bool = False
+
+
+def _kernels(encoder: str, decoder: str | None = None) -> dict[str, str]:
+    """The three names that tell width, outputs and up-sampling, behind these prefixes."""
+    first = f"{encoder}down_conv1.double_conv.double_conv.0.weight"
+    if decoder is None:
+        return {"first": first}
+    last, sampling = f"{decoder}conv_last.weight", f"{decoder}up_conv1.up_sample.weight"
+    return {"first": first, "last": last, "sampling": sampling}
 
 
 LAYOUTS = (
@@ -101,9 +135,8 @@ LAYOUTS = (
             Part("projector.", "projector", _projector, optional=True),
             Part("head.predictor.", "predictor", _projector, optional=True),
         ),
-        "backbone.",
-        "pixel_decoder.",
-        {
+        **_kernels("backbone.", "pixel_decoder."),
+        ignored={
             "target_backbone.": _MOMENTUM,
             "target_projector.": _MOMENTUM,
             "adapter.": "drawn anew at every step, as released",
@@ -115,9 +148,8 @@ LAYOUTS = (
         "spark",
         ("sparse_encoder.sp_cnn.down_conv1.",),
         (Part("", "", _spark),),
-        "sparse_encoder.sp_cnn.",
-        "dense_decoder.",
-        {
+        **_kernels("sparse_encoder.sp_cnn.", "dense_decoder."),
+        ignored={
             "densify_projs.": "of SparK's light decoder; a U-Net decoder has no use for them",
             "imn_m": "a constant for pictures",
             "imn_s": "a constant for pictures",
@@ -129,9 +161,8 @@ LAYOUTS = (
         "moco",
         ("encoder_q.down_conv1.",),
         (Part("encoder_q.", "encoder", _encoder),),
-        "encoder_q.",
-        None,
-        {
+        **_kernels("encoder_q."),
+        ignored={
             "encoder_q.fc.": "projection head, which fine-tuning does not use",
             "encoder_k.": _MOMENTUM,
             "queue": "keys of earlier images, of use in pre-training only",
@@ -143,100 +174,38 @@ LAYOUTS = (
         "",
         ("down_conv1.", "up_conv1."),
         (Part("", "encoder", _encoder), Part("", "decoder", _decoder)),
-        "",
-        "",
+        **_kernels("", ""),
     ),
     Layout(
         "U-Net of an encoder and a decoder",
         "",
         ("encoder.down_conv1.", "decoder.up_conv1."),
         (Part("encoder.", "encoder", _encoder), Part("decoder.", "decoder", _decoder)),
-        "encoder.",
-        "decoder.",
+        **_kernels("encoder.", "decoder."),
+    ),
+    Layout(
+        "U-Net with inc, down1-4, up1-4, outc",
+        "",
+        ("inc.double_conv.", "down4.maxpool_conv.1.", "up1.conv.double_conv.", "outc.conv."),
+        (Part("", "encoder", _common_encoder), Part("", "decoder", _common_decoder)),
+        first="inc.double_conv.0.weight",
+        last="outc.conv.weight",
+        sampling="up4.up.weight",
+        skip_first=True,
+        without_bias=True,
     ),
     *(
-        Layout("encoder", "moco", (f"{p}down_conv1.",), (Part(p, "encoder", _encoder),), p, None)
+        Layout(
+            "encoder",
+            "moco",
+            (f"{p}down_conv1.",),
+            (Part(p, "encoder", _encoder),),
+            **_kernels(p),
+        )
         for p in ("", "encoder.", "backbone.")
     ),
 )
 """In the order in which they are tried: the first whose signs are all there is it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """Weights as ours.
-
-    Attributes:
-      layout: title of the kind of file.
-      objective: the name of the objective that they belong to.
-      width: of the finest level.
-      up: 'transposed' or 'bilinear'.
-      params, batch_stats: nested dicts of float32 arrays.
-      mapped: {name in the file: path of ours}.
-      ignored: {name in the file: why}.
-      rounded: names of tensors that were float64.
-    """
-
-    layout: str
-    objective: str
-    width: int
-    up: str
-    params: dict[str, Any]
-    batch_stats: dict[str, Any]
-    mapped: Mapping[str, str]
-    ignored: Mapping[str, str]
-    rounded: Sequence[str]
-
-
-def convert(
-    found: StateDict, array: Callable[[Any], np.ndarray], *, restores: str = "genesis"
-) -> Imported:
-    """Turns the tensors of a file into our parameters.
-
-    Args:
-      found: the tensors.
-      array: the values of one of them.
-      restores: the objective that a whole U-Net with one output was trained with, which files do
-        not tell: 'genesis' or 'mae'.
-
-    Raises:
-      UserError: if it is no network of ours; lists what is missing, left over or of another shape.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
-    layout = recognise(shapes)
-    width = _first(shapes, layout.encoder + _FIRST_KERNEL, 4)
-    up = "transposed"
-    outputs = 2
-    if layout.decoder is not None:
-        outputs = _first(shapes, f"{layout.decoder}conv_last.weight", 4)
-        if not any(n.startswith(f"{layout.decoder}up_conv1.up_sample.") for n in shapes):
-            up = "bilinear"
-    if not 1 <= width <= MAX_WIDTH or outputs not in (1, 2):
-        raise UserError(
-            f"the network in it has width {width} and {outputs} outputs. What can be imported has "
-            f"a width of 1 to {MAX_WIDTH} and 2 outputs (background, artery), or 1 where it was "
-            "pre-trained to restore images."
-        )
-    parts = [
-        p for p in layout.parts if not p.optional or any(n.startswith(p.torch) for n in shapes)
-    ]
-    entries = [entry for p in parts for entry in p.makes(p.torch, p.ours, up)]
-    expected = _expected(layout, entries, shapes, width, outputs, up)
-    ignored = _ignored(layout, shapes, expected)
-    _compare(shapes, expected, ignored, layout, width, up)
-    values, rounded = _values(found.tensors, expected, array)
-    params, batch_stats = torch_names.from_torch(values, entries)
-    return Imported(
-        layout=layout.title,
-        objective=layout.objective or ("scratch" if outputs == 2 else restores),
-        width=width,
-        up=up,
-        params=params,
-        batch_stats=batch_stats,
-        mapped={e.torch: f"{e.collection}/{e.path}" for e in entries},
-        ignored={**found.left, **ignored},
-        rounded=rounded,
-    )
 
 
 def recognise(names: Mapping[str, Any]) -> Layout:
@@ -254,147 +223,3 @@ def recognise(names: Mapping[str, Any]) -> Layout:
         "the names in it are of no network that can be imported; docs/weights.md lists those:\n"
         + "\n".join(listed + more)
     )
-
-
-def _first(shapes: Mapping[str, tuple[int, ...]], name: str, rank: int) -> int:
-    shape = shapes.get(name)
-    if shape is None or len(shape) != rank:
-        found = "is missing" if shape is None else f"has shape {list(shape)}, not {rank} axes"
-        raise UserError(f"the weights are not complete: {name} {found}.")
-    return shape[0]
-
-
-def _expected(
-    layout: Layout,
-    entries: Sequence[Entry],
-    shapes: Mapping[str, tuple[int, ...]],
-    width: int,
-    outputs: int,
-    up: str,
-) -> dict[str, tuple[int, ...]]:
-    """The shape in PyTorch of each entry, in a network of ours."""
-    image = jax.ShapeDtypeStruct((1, STRIDE, STRIDE, 1), np.float32)
-    if layout.objective == "spark":
-        active = jax.ShapeDtypeStruct((1, 1, 1), np.bool_)
-        trees = shapes_of(SparseUNet(width, up=up), image, active)
-    else:
-        made = shapes_of(UNet(width, outputs, up=up), image)
-        trees = {
-            kind: {
-                "encoder": made[kind]["encoder"],
-                **dict.fromkeys(
-                    ("decoder", "pixel_decoder", "feature_decoder"), made[kind]["decoder"]
-                ),
-                # A projector is bound to the size of the images, which nothing else tells.
-                "projector": _head(kind, width, _inputs(shapes, "projector.fc0.weight")),
-                "predictor": _head(kind, width, 4 * width),
-            }
-            for kind in ("params", "batch_stats")
-        }
-    return {
-        e.torch: torch_names.torch_shape(e, torch_names.get(trees[e.collection], e.path).shape)
-        for e in entries
-    }
-
-
-def _inputs(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
-    """Pixels of the images that a projector takes: the square of a multiple of 16."""
-    shape = shapes.get(name, ())
-    side = math.isqrt(shape[1]) if len(shape) == 2 else STRIDE
-    return max(STRIDE, side // STRIDE * STRIDE) ** 2
-
-
-def _head(kind: str, width: int, inputs: int) -> dict[str, Any]:
-    """Shapes of a projector: inputs -> 24·width -> 4·width."""
-    hidden, outputs = 24 * width, 4 * width
-    sizes: dict[str, dict[str, tuple[int, ...]]] = {
-        "params": {
-            "fc0/kernel": (inputs, hidden),
-            "fc0/bias": (hidden,),
-            "bn0/scale": (hidden,),
-            "bn0/bias": (hidden,),
-            "fc1/kernel": (hidden, outputs),
-        },
-        "batch_stats": {"bn0/mean": (hidden,), "bn0/var": (hidden,)},
-    }
-    tree: dict[str, Any] = {}
-    for path, size in sizes[kind].items():
-        layer, leaf = path.split("/")
-        tree.setdefault(layer, {})[leaf] = jax.ShapeDtypeStruct(size, np.float32)
-    return tree
-
-
-def _ignored(
-    layout: Layout, names: Mapping[str, Any], expected: Mapping[str, Any]
-) -> dict[str, str]:
-    """{name: why} of the tensors that are known and not mapped."""
-    reasons = {}
-    for name in names:
-        if name in expected:
-            continue
-        if name.endswith(".num_batches_tracked"):
-            reasons[name] = _COUNTER
-        for prefix, why in layout.ignored.items():
-            if name.startswith(prefix):
-                reasons[name] = why
-    return reasons
-
-
-def _compare(
-    shapes: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, tuple[int, ...]],
-    ignored: Mapping[str, str],
-    layout: Layout,
-    width: int,
-    up: str,
-) -> None:
-    """Raises a UserError that lists every name and shape which does not fit."""
-    groups = {
-        "missing": [f"{n} {list(expected[n])}" for n in expected if n not in shapes],
-        "left over": [
-            f"{ascii(n)[1:-1]:.100} {list(shapes[n])}"
-            for n in shapes
-            if n not in expected and n not in ignored
-        ],
-        "of another shape": [
-            f"{n}: {list(shapes[n])}, expected {list(expected[n])}"
-            for n in expected
-            if n in shapes and shapes[n] != expected[n]
-        ],
-    }
-    lines = []
-    for title, names in groups.items():
-        if names:
-            more = [f"... and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
-            lines += [f"  {title} ({len(names)}):"]
-            lines += [f"    {name}" for name in names[:MAX_LISTED] + more]
-    if lines:
-        raise UserError(
-            f"the weights do not fit: read as {layout.title}, a network of width {width} with "
-            f"{up} up-sampling.\n" + "\n".join(lines)
-        )
-
-
-def _values(
-    tensors: Mapping[str, Any],
-    expected: Mapping[str, Any],
-    array: Callable[[Any], np.ndarray],
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The mapped tensors as float32, and the names of those that lost digits."""
-    values, rounded, wrong = {}, [], []
-    for name in expected:
-        value = array(tensors[name])
-        if value.dtype.name not in _FLOATS:
-            wrong.append(f"{name} is {value.dtype.name}")
-            continue
-        if value.dtype == np.float64:
-            rounded.append(name)
-        values[name] = value.astype(np.float32)
-        if not np.isfinite(values[name]).all():
-            wrong.append(f"{name} has values that are not finite")
-        elif name.endswith("running_var") and (values[name] < 0).any():
-            wrong.append(f"{name} has a negative variance")
-    if wrong:
-        lines = "\n".join(f"  {line}" for line in wrong[:MAX_LISTED])
-        raise UserError(f"the weights cannot be used ({len(wrong)}):\n{lines}")
-    return values, rounded

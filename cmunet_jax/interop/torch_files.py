@@ -17,7 +17,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -90,7 +90,7 @@ def open_weights(path: Path) -> Iterator[TorchFile]:
             size = file.seek(0, 2)
             _check_kind(path, head, size)
             if head.startswith(b"PK"):
-                with zipfile.ZipFile(file) as archive:
+                with _archive(file) as archive:
                     yield _open_zip(archive, size)
             elif _is_safetensors(head, size):
                 yield _open_safetensors(path)
@@ -99,7 +99,7 @@ def open_weights(path: Path) -> Iterator[TorchFile]:
                     yield _open_legacy(memory, size)
     except Refused as error:
         raise UserError(f"{path} is not imported: {error}. {_SAVE_AGAIN}") from error
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except zipfile.BadZipFile as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is damaged ({reason}). Download it again.") from error
     except OSError as error:
@@ -152,6 +152,26 @@ def _open_safetensors(path: Path) -> TorchFile:
     return TorchFile("safetensors", tensors, _refuse_outside, metadata=metadata)
 
 
+@contextlib.contextmanager
+def _zip_errors() -> Iterator[None]:
+    """What zipfile raises for damage, as its one error for that."""
+    try:
+        yield
+    except (ValueError, RuntimeError, EOFError, OverflowError, struct.error) as error:
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+def _archive(file: BinaryIO) -> zipfile.ZipFile:
+    with _zip_errors():
+        return zipfile.ZipFile(file)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a member, whose checksum is verified."""
+    with _zip_errors():
+        return archive.read(name)
+
+
 def _open_zip(archive: zipfile.ZipFile, size: int) -> TorchFile:
     members = {info.filename: info for info in archive.infolist()[: MAX_MEMBERS + 1]}
     if len(members) > MAX_MEMBERS:
@@ -178,11 +198,11 @@ def _open_zip(archive: zipfile.ZipFile, size: int) -> TorchFile:
             raise Refused(f"its storage {ascii(stored.key):.40} of {wanted:,} bytes {found}")
         return stored
 
-    order = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
+    order = _member(archive, f"{root}byteorder") if f"{root}byteorder" in members else b"little"
     if order not in (b"little", b"big"):
         raise Refused("its byte order is neither little nor big")
-    content = pickles.load(io.BytesIO(archive.read(f"{root}data.pkl")), outside)
-    raw = lambda stored: archive.read(f"{root}data/{stored.key}")  # noqa: E731
+    content = pickles.load(io.BytesIO(_member(archive, f"{root}data.pkl")), outside)
+    raw = lambda stored: _member(archive, f"{root}data/{stored.key}")  # noqa: E731
     return TorchFile("zip", content, raw, ">" if order == b"big" else "<")
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
-from cmunet_jax.interop import importing
-from cmunet_jax.interop.layouts import Imported
+from cmunet_jax.interop import convert, importing
+from cmunet_jax.interop.convert import Imported
 from cmunet_jax.stages import record
 from cmunet_jax.train import checkpoint, store
 from tfds_angio.errors import UserError
@@ -33,11 +33,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     """
     if not config.source:
         raise UserError("config.source is empty: give the file, --config.source=weights.pth")
-    config_lib.choose("config.restores", config.restores, ("genesis", "mae"))
+    config_lib.choose("config.one_output", config.one_output, convert.ONE_OUTPUT)
     workdir = workdir or record.default_workdir(config)
     _require_free(workdir, config)
     source = pathlib.Path(config.source).expanduser()
-    imported, origin = importing.read(source, restores=config.restores)
+    imported, origin = importing.read(source, one_output=config.one_output)
     _require_expected(config, imported, source)
     told = dataclasses.asdict(origin) | {"layout": imported.layout}
     # What they were trained on is not known: no images are seen, and `imported` says why.
@@ -122,7 +122,7 @@ def _report(imported: Imported, origin: dict[str, Any]) -> dict[str, Any]:
         "up": imported.up,
         "mapped": dict(imported.mapped),
         "ignored": dict(imported.ignored),
-        "rounded": list(imported.rounded),
+        "notes": list(imported.notes),
     }
 
 

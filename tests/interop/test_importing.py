@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmunet_jax.interop import importing, safetensors_file, torch_names
+from cmunet_jax.interop import importing, layouts, safetensors_file, torch_names
 from cmunet_jax.models.initialise import shapes_of
 from cmunet_jax.models.unet import UNet
 from tests.conftest import ROOT
@@ -109,7 +109,7 @@ def test_what_a_checkpoint_holds_beside_its_weights_is_told(tmp_path):
 
 def test_float64_is_rounded_and_said_so(tmp_path):
     imported, origin = importing.read(unpack("unet_double_legacy.pth", tmp_path))
-    assert len(imported.rounded) == 118
+    assert imported.notes == ["118 tensors were float64 and are rounded"]
     assert "118 tensors were float64" in importing.summary(imported, origin)
 
 
@@ -139,7 +139,7 @@ def test_bilinear_upsampling_is_seen_from_the_names(tmp_path):
 def test_a_network_that_restores_is_what_the_config_says(tmp_path):
     path = write_zip(tmp_path / "a.pth", unet_state(outputs=1))
     assert importing.read(path)[0].objective == "genesis"
-    assert importing.read(path, restores="mae")[0].objective == "mae"
+    assert importing.read(path, one_output="mae")[0].objective == "mae"
 
 
 def test_our_own_safetensors_come_back_exactly(tmp_path):
@@ -221,3 +221,45 @@ def test_many_misfits_are_counted(tmp_path):
     path = write_zip(tmp_path / "odd.pth", unet_state() | extra)
     with pytest.raises(UserError, match=r"(?s)left over \(100\).*and 40 more"):
         importing.read(path)
+
+
+def common_state(outputs=2, bias=True):
+    """The same network as `unet_state`, as the widespread U-Net names and orders it."""
+    state = {}
+    for name, value in unet_state(outputs=outputs).items():
+        if name.startswith("up_conv") and name.endswith("double_conv.double_conv.0.weight"):
+            half = value.shape[1] // 2
+            value = np.concatenate([value[:, half:], value[:, :half]], 1)
+        if bias or not name.endswith(("double_conv.0.bias", "double_conv.3.bias")):
+            state[layouts._common_name(name)] = value
+    return state
+
+
+def test_the_widespread_unet_is_read_into_our_order(tmp_path):
+    expected, _ = importing.read(write_zip(tmp_path / "ours.pth", unet_state()))
+    state = common_state()
+    assert "inc.double_conv.0.weight" in state and "up1.up.weight" in state
+    assert "down4.maxpool_conv.1.double_conv.4.running_mean" in state
+    found, _ = importing.read(write_zip(tmp_path / "theirs.pth", state))
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    assert found.layout == "U-Net with inc, down1-4, up1-4, outc" and not found.notes
+    found, _ = importing.read(write_zip(tmp_path / "theirs.pth", common_state(bias=False)))
+    assert found.notes == ["18 convolutions have no bias; ours have one of zero"]
+    assert not found.params["encoder"]["down1"]["conv1"]["bias"].any()
+    assert "inc.double_conv.0.bias" not in found.mapped
+
+
+def test_some_missing_biases_are_no_network_without_biases(tmp_path):
+    state = common_state()
+    del state["inc.double_conv.3.bias"]
+    with pytest.raises(UserError, match=r"(?s)missing \(1\):\n +inc.double_conv.3.bias"):
+        importing.read(write_zip(tmp_path / "a.pth", state))
+
+
+def test_one_output_may_be_the_logit_of_the_artery(tmp_path):
+    path = write_zip(tmp_path / "a.pth", common_state(outputs=1))
+    found, _ = importing.read(path, one_output="artery")
+    head = found.params["decoder"]["head"]
+    assert found.objective == "scratch" and head["kernel"].shape == (1, 1, 2, 2)
+    assert not head["kernel"][..., 0].any() and head["kernel"][..., 1].any()
+    assert head["bias"][0] == 0

@@ -344,6 +344,18 @@ def test_a_zip_of_another_kind_is_told(tmp_path, change, message):
         importing.read(repack(tmp_path, change))
 
 
+def test_a_damaged_directory_is_told(tmp_path):
+    path = good(tmp_path)
+    data = path.read_bytes()
+    head, names = data[: data.index(b"PK\x01\x02")], data[data.index(b"PK\x01\x02") :]
+    # zipfile raises UnicodeDecodeError: flagged as UTF-8, which the name is not.
+    names = bytearray(names.replace(b"archive/data.pkl", b"archive/data.\xe4kl"))
+    struct.pack_into("<H", names, 8, 0x800)
+    path.write_bytes(head + names)
+    with pytest.raises(UserError, match="is damaged .*utf-8"):
+        importing.read(path)
+
+
 def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

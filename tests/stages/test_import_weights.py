@@ -169,7 +169,7 @@ def test_a_failed_import_leaves_nothing(tmp_path):
     [
         ({"width": 64}, "config.width=64, but the network in .* has width 2"),
         ({"up": "bilinear"}, "config.up=bilinear, but .* has up transposed"),
-        ({"restores": "moco"}, "config.restores='moco'"),
+        ({"one_output": "moco"}, "config.one_output='moco'"),
         ({"source": ""}, "config.source is empty"),
         ({"source": "/nowhere/a.pth"}, "/nowhere/a.pth cannot be read: No such file"),
         ({"source": "/"}, "is a folder"),
