@@ -17,7 +17,16 @@ import ml_collections
 
 from tfds_angio.errors import UserError
 
-STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report", "benchmark")
+STAGES = (
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "quickstart",
+    "sweep",
+    "report",
+    "benchmark",
+    "import_weights",
+)
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
 FREE = (
@@ -44,6 +53,7 @@ _REQUIRED = {
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
     "report": ("sweep", "title", "resamples"),
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),
+    "import_weights": ("source", "preprocessing", "data"),
     "sweep": ("methods", "labels", "data", "test_split", "pretrain", "finetune", "evaluate"),
 }
 _RANGES = {

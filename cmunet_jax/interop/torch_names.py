@@ -61,28 +61,31 @@ def encoder_entries(torch: str = "", ours: str = "encoder") -> list[Entry]:
     return [e for path, name in blocks.items() for e in _block(torch + name, f"{ours}/{path}")]
 
 
-def decoder_entries(torch: str = "", ours: str = "decoder") -> list[Entry]:
-    """Entries of the expanding path with transposed convolutions, and of its 1×1 head."""
+def decoder_entries(
+    torch: str = "", ours: str = "decoder", *, up: str = "transposed"
+) -> list[Entry]:
+    """Entries of the expanding path and of its 1×1 head; 'bilinear' up-sampling has no weights."""
     entries = []
     for i in (4, 3, 2, 1):
-        entries += _affine(f"{torch}up_conv{i}.up_sample", f"{ours}/upsample{i}", "up")
+        if up == "transposed":
+            entries += _affine(f"{torch}up_conv{i}.up_sample", f"{ours}/upsample{i}", "up")
         entries += _block(f"{torch}up_conv{i}.double_conv.double_conv", f"{ours}/up{i}")
     return entries + _affine(f"{torch}conv_last", f"{ours}/head", "conv")
 
 
-def unet_entries(torch: str = "") -> list[Entry]:
+def unet_entries(torch: str = "", *, up: str = "transposed") -> list[Entry]:
     """Entries of the whole segmentation network."""
-    return encoder_entries(torch) + decoder_entries(torch)
+    return encoder_entries(torch) + decoder_entries(torch, up=up)
 
 
-def spark_entries(torch: str = "") -> list[Entry]:
+def spark_entries(torch: str = "", *, up: str = "transposed") -> list[Entry]:
     """Entries of SparK's network: sparse encoder, densifying norms and tokens, dense decoder."""
     entries = encoder_entries(f"{torch}sparse_encoder.sp_cnn.")
     for i in range(5):  # from the bottleneck up
         ours = f"densify/level{5 - i}"
         entries += _norm(f"{torch}densify_norms.{i}", f"{ours}/norm")
         entries.append(Entry(f"{torch}mask_tokens.{i}", "params", f"{ours}/token", "token"))
-    return entries + decoder_entries(f"{torch}dense_decoder.")
+    return entries + decoder_entries(f"{torch}dense_decoder.", up=up)
 
 
 def projector_entries(torch: str, ours: str) -> list[Entry]:

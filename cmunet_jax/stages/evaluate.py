@@ -16,6 +16,7 @@ from cmunet_jax.stages import provenance, record, segment
 from cmunet_jax.train import estimate, sharding
 from tfds_angio import resplit
 from tfds_angio.base import AngioDataset
+from tfds_angio.errors import UserError
 
 _FACTS = ("labels", "draw", "seed", "init_from", "train_for", "batch_size", "folds", "fold")
 
@@ -90,6 +91,11 @@ def open_data(config: ml_collections.ConfigDict, trained: Mapping[str, Any]) -> 
     data = config.data.copy_and_resolve_references()
     same = data.name in ("", trained["data"]["name"])
     data.name, data.dir = data.name or trained["data"]["name"], data.dir or trained["data"]["dir"]
+    if not data.name:
+        raise UserError(
+            "the checkpoint was imported and names no data set: say on which to evaluate it, for "
+            "example --config.data.name=arcade"
+        )
     before = trained["data"].get("splits", resplit.BUILT)
     with data.unlocked():
         # Another data set has its own splits; a number held out of this one means nothing there.

@@ -10,6 +10,8 @@ from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
 from tfds_angio.resplit import PAPER
 
+IMPORTED = "its weights were imported: what they were trained on before is not known"
+
 
 def of_training(
     config: ml_collections.ConfigDict, chosen: Any, initial: Loaded | None
@@ -43,7 +45,10 @@ def of_training(
     families = {}
     if initial:
         facts["init_from"] = {"path": str(initial.path), "digest": initial.digest}
-        families = dict(initial.config.get("provenance", {}).get("seen", {}))
+        before_it = initial.config.get("provenance", {})
+        families = dict(before_it.get("seen", {}))
+        if "imported" in before_it:
+            facts["imported"] = before_it["imported"]
     before = families.get(dataset.name, {})
     families[dataset.name] = {k: sorted(set(before.get(k, [])) | v) for k, v in seen.items()}
     return facts | {"seen": families}
@@ -72,9 +77,11 @@ def check_unseen(
     Raises:
       UserError: with the number of images and of patients that were seen in training.
     """
-    seen = trained.get("provenance", {}).get("seen", {}).get(dataset.name)
+    known = trained.get("provenance", {})
+    imported = IMPORTED if "imported" in known else ""
+    seen = known.get("seen", {}).get(dataset.name)
     if not seen:
-        return {"images": 0, "patients": 0, "note": ""}
+        return {"images": 0, "patients": 0, "note": imported}
     group_of = dict(zip(dataset.ids(split), dataset.groups(split), strict=True))
     images = set(group_of) & set(seen["ids"])
     patients = {group_of[i] for i in group_of} & set(seen["patients"])
@@ -96,8 +103,9 @@ def check_unseen(
             "training: choose config.split=test or val of the build it was trained on, or train "
             "again."
         )
-    noted = note if images or patients else ""
-    return {"images": len(images), "patients": len(patients), "note": noted}
+    notes = [note if images or patients else "", imported]
+    told = "; ".join(filter(None, notes))
+    return {"images": len(images), "patients": len(patients), "note": told}
 
 
 def _groups_of(dataset: AngioDataset, ids: set[str]) -> set[str]:

@@ -20,10 +20,14 @@ from collections.abc import Callable
 from typing import Any
 
 import atheris
+import numpy as np
+
+from tests.interop import torch_writer
 
 with atheris.instrument_imports(include=["cmunet_jax", "tfds_angio", "configs"]):
     from cmunet_jax import config as config_lib
     from cmunet_jax import main as main_module
+    from cmunet_jax.interop import importing
     from cmunet_jax.report import results as report_results
     from cmunet_jax.stages import record
     from cmunet_jax.sweep.claims import Claims
@@ -100,6 +104,19 @@ def weights(folder: pathlib.Path, data: bytes) -> None:
         loading.load(run, extra=True)
 
 
+def torch_files(folder: pathlib.Path, data: bytes) -> None:
+    """Weights of PyTorch: any file; a pickle in a zip that is intact; one in the legacy format."""
+    path, rest = folder / "weights.pth", data[1:]
+    kept = {"0": np.zeros(6, "f4")}
+    if not data or data[0] % 3 == 0:
+        path.write_bytes(rest)
+    else:
+        write = torch_writer.write_zip if data[0] % 3 == 1 else torch_writer.write_legacy
+        write(path, {}, pickle_bytes=rest, kept=kept)
+    with contextlib.suppress(UserError):
+        importing.read(path)
+
+
 def runs(folder: pathlib.Path, data: bytes) -> None:
     """What a run keeps beside its checkpoints, as it resumes and as a report reads it."""
     for name in ("config.json", "metrics.jsonl", "summary.json", "cases.csv"):
@@ -162,7 +179,7 @@ _OPTIONS = {
 }
 TARGETS: dict[str, Callable[[pathlib.Path, bytes], None]] = {
     function.__name__: function
-    for function in (images, dataset, manifests, weights, runs, trials, flags)
+    for function in (images, dataset, manifests, weights, torch_files, runs, trials, flags)
 }
 STRUCTURED = ("dataset", "manifests", "runs", "trials")
 ODD: tuple[Any, ...] = (

@@ -13,9 +13,11 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from cmunet_jax.train.manifest import hash_leaves
 from tests.conftest import ROOT
+from tests.interop import torch_writer
 from tests.train.states import make_state, open_run
 from tfds_angio import images
 from tfds_angio.angio_folder.dummy_data import picture, save, stripe, write_folder
@@ -30,7 +32,9 @@ pytestmark = [
 ]
 
 SECONDS = int(os.environ.get("CMUNET_JAX_FUZZ_SECONDS", "10"))
-TARGETS = ("images", "dataset", "manifests", "weights", "runs", "trials", "flags")
+TARGETS = (
+    "images", "dataset", "manifests", "weights", "torch_files", "runs", "trials", "flags",
+)  # fmt: skip
 
 
 class Canary:
@@ -64,6 +68,34 @@ def image_seeds(folder, canary):
     yield b"\0" + pickle.dumps(Canary(canary))
 
 
+def torch_seeds(folder, canary):
+    """Files of both formats and of safetensors, and pickles alone: good ones and a hostile one."""
+    weights = {"down_conv1.double_conv.double_conv.0.weight": np.ones((2, 1, 3, 3), np.float32)}
+    for write in (torch_writer.write_zip, torch_writer.write_legacy):
+        yield b"\0" + write(folder / "a", {"state_dict": weights, "epoch": 3}).read_bytes()
+    safetensors.numpy.save_file(weights, folder / "a")
+    yield b"\0" + (folder / "a").read_bytes()
+    storages = torch_writer.Storages()
+    tensor = storages.tensor(np.zeros(6, np.float32))
+    parts = {"_parameters": {"w": tensor}, "_buffers": {}, "_modules": {}, "eps": 1e-5}
+    module = torch_writer.Object(torch_writer.Global("model", "UNet"), parts)
+    other = [
+        1.5,
+        "x",
+        b"y",
+        {1, 2},
+        np.arange(4),
+        np.float32(1),
+        None,
+        (True, 2**70),
+        Canary(canary),
+    ]
+    for content in (module, {"model": module, "w": tensor}):
+        yield from (kind + torch_writer.pickled(content) for kind in (b"\1", b"\2"))
+    for value in other:
+        yield from (b"\1" + pickle.dumps(value, protocol) for protocol in (2, 4))
+
+
 def seeds(target, folder, canary):
     """Good files, from which the fuzzer starts; `folder` is its own."""
     folder.mkdir()
@@ -83,6 +115,8 @@ def seeds(target, folder, canary):
         else:
             files = sorted(p for p in (folder / "1" / "state").rglob("*") if p.is_file())
             yield from (bytes([n]) + path.read_bytes() for n, path in enumerate(files))
+    elif target == "torch_files":
+        yield from torch_seeds(folder, canary)
     elif target == "runs":
         facts = {"data": {"fingerprint": "f"}, "init_from": None, "seen": {}}
         yield json.dumps({"config": {"stage": "pretrain", "seed": 0}} | facts).encode()

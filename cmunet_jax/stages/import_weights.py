@@ -1,0 +1,133 @@
+"""The import stage: weights of PyTorch become a checkpoint of ours, in the layout of a training."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from cmunet_jax import config as config_lib
+from cmunet_jax import objectives
+from cmunet_jax.interop import convert, importing
+from cmunet_jax.interop.convert import Imported
+from cmunet_jax.stages import record
+from cmunet_jax.train import checkpoint, store
+from tfds_angio.errors import UserError
+
+REPORT = "import.json"
+_FOLDER = "checkpoints"
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
+    """Imports `config.source` into `workdir`/checkpoints, and says what became of every tensor.
+
+    Args:
+      config: of this stage.
+      workdir: where to; default runs/import_weights.
+
+    Raises:
+      UserError: if the file cannot be imported, or the folder already holds a checkpoint.
+    """
+    if not config.source:
+        raise UserError("config.source is empty: give the file, --config.source=weights.pth")
+    config_lib.choose("config.one_output", config.one_output, convert.ONE_OUTPUT)
+    workdir = workdir or record.default_workdir(config)
+    _require_free(workdir, config)
+    source = pathlib.Path(config.source).expanduser()
+    imported, origin = importing.read(source, one_output=config.one_output)
+    _require_expected(config, imported, source)
+    told = dataclasses.asdict(origin) | {"layout": imported.layout}
+    # What they were trained on is not known: no images are seen, and `imported` says why.
+    facts = {"data": {}, "init_from": None, "seen": {}, "imported": told}
+    _save(workdir, _trained(config, imported) | {"provenance": facts}, imported)
+    record.write_json(workdir / REPORT, _report(imported, told))
+    record.write(workdir, config, facts)
+    print(importing.summary(imported, origin))
+    loaded = checkpoint.load(workdir)
+    print(f"Written: {loaded.path} (digest {loaded.short_digest}) and {workdir / REPORT}")
+    print(_next(imported))
+    return 0
+
+
+def _require_free(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses to replace a checkpoint without being told to, and a training's in any case."""
+    if not config.overwrite:
+        record.check_workdir(workdir, config)
+    if (workdir / record.FILE).is_file():
+        stage = record.read(workdir)["config"].get("stage")
+        if stage != config.stage:
+            raise UserError(f"{workdir} holds a run of stage {stage}. Choose another --workdir.")
+    if store.step_folders(workdir / _FOLDER) and not config.overwrite:
+        raise UserError(
+            f"{workdir} holds a checkpoint already. Choose another --workdir, or replace it: "
+            "--config.overwrite=True"
+        )
+
+
+def _require_expected(
+    config: ml_collections.ConfigDict, imported: Imported, source: pathlib.Path
+) -> None:
+    """Compares what the config expects of the network with what the shapes tell."""
+    for key in ("width", "up"):
+        wanted, found = config[key], getattr(imported, key)
+        if wanted and wanted != found:
+            raise UserError(
+                f"config.{key}={wanted}, but the network in {source} has {key} {found}: leave "
+                f"config.{key} out, or import another file."
+            )
+
+
+def _trained(config: ml_collections.ConfigDict, imported: Imported) -> dict[str, Any]:
+    """The config by which the checkpoint is restored, as that of a training run."""
+    model = {"width": imported.width, "dtype": "float32", "up": imported.up}
+    # One file gives one digest, wherever it lies.
+    kept = config_lib.to_dict(config) | {"source": pathlib.Path(config.source).name}
+    del kept["overwrite"]
+    return kept | {
+        "objective": objectives.default_options(imported.objective, "paper"),
+        "model": model | {"fast": True, "remat": "none"},
+    }
+
+
+def _save(workdir: pathlib.Path, trained: dict[str, Any], imported: Imported) -> None:
+    """Saves beside its place and renames, so that a replaced checkpoint is lost last."""
+    state = {
+        "step": np.zeros((), np.int32),
+        "params": imported.params,
+        "batch_stats": imported.batch_stats,
+    }
+    made, final = workdir / f".{_FOLDER}.{os.getpid()}", workdir / _FOLDER
+    try:
+        with checkpoint.Checkpointer(
+            made, config=trained, preprocessing=trained["preprocessing"]
+        ) as checkpointer:
+            checkpointer.save(0, state)
+        if final.exists():
+            shutil.rmtree(final)
+        made.rename(final)
+    except OSError as error:
+        raise UserError(f"{final} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _report(imported: Imported, origin: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "origin": origin,
+        "objective": imported.objective,
+        "width": imported.width,
+        "up": imported.up,
+        "mapped": dict(imported.mapped),
+        "ignored": dict(imported.ignored),
+        "notes": list(imported.notes),
+    }
+
+
+def _next(imported: Imported) -> str:
+    """What can be done with it."""
+    if imported.objective == "scratch":
+        return "It segments: give it to configs/evaluate.py as config.checkpoint."
+    return "It is a pre-training: give it to configs/finetune.py:preset=paper as config.init_from."

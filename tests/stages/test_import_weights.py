@@ -1,0 +1,194 @@
+"""The import stage: what it writes is used as the result of a training is."""
+
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cmunet_jax import config as config_lib
+from cmunet_jax import objectives
+from cmunet_jax.interop import safetensors_file, torch_names
+from cmunet_jax.models.initialise import shapes_of
+from cmunet_jax.models.unet import UNet
+from cmunet_jax.stages import evaluate as evaluate_stage
+from cmunet_jax.stages import import_weights, provenance, segment
+from cmunet_jax.stages import train as train_stage
+from cmunet_jax.train import checkpoint, sharding, transfer
+from tests.interop.test_importing import unet_state, unpack
+from tests.interop.torch_writer import write_zip
+from tests.stage_helpers import tiny
+from tfds_angio.errors import UserError
+
+
+def config_of(path, **overrides):
+    config = importlib.import_module("configs.import_weights").get_config()
+    config.source = str(path)
+    config.preprocessing.size = 64
+    config.preprocessing.centre_crop = 128  # the tiny images are smaller than the released crop
+    config.update_from_flattened_dict(overrides)
+    config_lib.check(config)
+    return config
+
+
+def imported(path, workdir, **overrides):
+    assert import_weights.run(config_of(path, **overrides), workdir) == 0
+    return checkpoint.load(workdir)
+
+
+def test_a_fine_tuned_network_is_evaluated_at_once(tiny_dataset, tmp_path, capsys):
+    source = write_zip(tmp_path / "ratio.pth", unet_state(4))
+    loaded = imported(source, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "118 tensors mapped" in printed and loaded.short_digest in printed
+    assert loaded.step == 0 and loaded.preprocessing["name"] == "paper"
+    assert loaded.config["provenance"]["imported"]["file"] == "ratio.pth"
+    assert "tmp" not in json.dumps(loaded.config)
+    report = json.loads((tmp_path / "run" / "import.json").read_text())
+    assert report["mapped"]["conv_last.bias"] == "params/decoder/head/bias"
+    assert len(report["origin"]["sha256"]) == 64
+
+    evaluation = importlib.import_module("configs.evaluate").get_config()
+    evaluation.checkpoint = str(tmp_path / "run")
+    with pytest.raises(UserError, match=r"names no data set.*--config.data.name"):
+        evaluate_stage.run(evaluation, tmp_path / "evaluation")
+    evaluation.data.name = tiny_dataset.name
+    evaluation.data.dir = str(tiny_dataset.directory.parents[2])
+    assert evaluate_stage.run(evaluation, tmp_path / "evaluation") == 0
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert summary["checkpoint"]["digest"] == loaded.digest
+    assert summary["splits"]["seen_in_training"]["note"] == provenance.IMPORTED
+
+
+def test_the_restored_network_is_the_imported_one(tmp_path):
+    state = unet_state(4)
+    imported(write_zip(tmp_path / "a.pth", state), tmp_path / "run")
+    mesh = sharding.create_mesh()
+    segmenter = segment.restore(tmp_path / "run", step="latest", weights="ema", mesh=mesh)
+    assert segmenter.kind == "raw"
+    params = segmenter.weights["params"]
+    for entry in torch_names.unet_entries():
+        leaf = torch_names.get(segmenter.weights[entry.collection], entry.path)
+        back = torch_names._TO_TORCH[entry.layout](np.asarray(leaf))
+        np.testing.assert_array_equal(back, state[entry.torch])
+    assert params["decoder"]["head"]["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.slow
+def test_a_pretraining_is_fine_tuned(tiny_dataset, tmp_path, capsys):
+    state = {}
+    for name, value in unet_state(4).items():
+        part = "pixel_decoder." if name.startswith(("up_conv", "conv_last")) else "backbone."
+        state[part + name] = value
+    source = write_zip(tmp_path / "cmunet.pth", {"meta": {"epoch": 3}, "state_dict": state})
+    loaded = imported(source, tmp_path / "run")
+    assert loaded.config["objective"]["name"] == "cmunet"
+    config = tiny("finetune", tiny_dataset, 2, preset="paper", init_from=str(tmp_path / "run"))
+    config.preprocessing.centre_crop = 128
+    assert train_stage.run(config, tmp_path / "tuned") == 0
+    printed = capsys.readouterr().out
+    assert "pixel_decoder → decoder" in printed and "decoder/head" in printed
+    tuned = checkpoint.load(tmp_path / "tuned").config["provenance"]
+    assert tuned["imported"]["file"] == "cmunet.pth"
+    assert tuned["init_from"]["digest"] == loaded.digest
+    with pytest.raises(UserError, match="Fine-tune it first"):
+        segment.restore(tmp_path / "run", step="latest", weights="ema", mesh=sharding.create_mesh())
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "parts"),
+    [
+        ("cmunet.pth", "cmunet", {"encoder", "decoder"}),
+        ("spark.pth", "spark", {"encoder", "decoder"}),
+        ("genesis.pt", "genesis", {"encoder", "decoder"}),
+        ("moco.ckpt", "moco", {"encoder"}),
+        ("encoder.pth", "moco", {"encoder"}),
+        ("ratio.pth", "scratch", {"encoder", "decoder"}),
+    ],
+)
+def test_every_method_transfers_its_parts(tmp_path, name, objective, parts):
+    loaded = imported(unpack(name, tmp_path), tmp_path / "run")
+    plan = objectives.create(config_lib.from_dict(loaded.config)).transfer
+    fresh = jax.tree.map(
+        lambda x: np.zeros(x.shape, np.float32), shapes_of(UNet(2), jnp.zeros((1, 16, 16, 1)))
+    )
+    _, _, report = transfer.transfer(
+        fresh["params"], fresh["batch_stats"], loaded.params, loaded.batch_stats, plan
+    )
+    assert loaded.config["objective"]["name"] == objective
+    assert {path.split("/")[1] for path in report.loaded} == parts
+    kept = {path for path in report.loaded if "/decoder/head/" in path}
+    assert bool(kept) == (objective == "scratch")
+
+
+def test_exported_weights_come_back_exactly(tmp_path):
+    loaded = imported(write_zip(tmp_path / "a.pth", unet_state(4)), tmp_path / "run")
+    exported = tmp_path / "weights.safetensors"
+    safetensors_file.write(exported, *loaded.weights(), {"digest": loaded.digest})
+    again = imported(exported, tmp_path / "again")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (again.params, again.batch_stats),
+        (loaded.params, loaded.batch_stats),
+    )
+
+
+def test_one_file_gives_one_digest(tmp_path):
+    first = imported(write_zip(tmp_path / "a.pth", unet_state(2)), tmp_path / "one")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.pth").rename(tmp_path / "b" / "a.pth")
+    second = imported(tmp_path / "b" / "a.pth", tmp_path / "two")
+    assert first.digest == second.digest
+
+
+def test_nothing_is_replaced_unasked(tmp_path):
+    source = write_zip(tmp_path / "a.pth", unet_state(2))
+    before = imported(source, tmp_path / "run")
+    with pytest.raises(UserError, match=r"already.*--config.overwrite=True"):
+        import_weights.run(config_of(source), tmp_path / "run")
+    write_zip(source, unet_state(3))
+    after = imported(source, tmp_path / "run", overwrite=True)
+    assert (before.config["model"]["width"], after.config["model"]["width"]) == (2, 3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"config": {"stage": "finetune"}}')
+    with pytest.raises(UserError, match="run of stage finetune"):
+        import_weights.run(config_of(source, overwrite=True), tmp_path / "other")
+
+
+def test_a_failed_import_leaves_nothing(tmp_path):
+    source = write_zip(tmp_path / "a.pth", {"layer": np.zeros(3, np.float32)})
+    with pytest.raises(UserError, match="of no network"):
+        import_weights.run(config_of(source), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"width": 64}, "config.width=64, but the network in .* has width 2"),
+        ({"up": "bilinear"}, "config.up=bilinear, but .* has up transposed"),
+        ({"one_output": "moco"}, "config.one_output='moco'"),
+        ({"source": ""}, "config.source is empty"),
+        ({"source": "/nowhere/a.pth"}, "/nowhere/a.pth cannot be read: No such file"),
+        ({"source": "/"}, "is a folder"),
+    ],
+)
+def test_what_cannot_be_imported_is_one_line(tmp_path, overrides, message):
+    source = write_zip(tmp_path / "a.pth", unet_state(2))
+    with pytest.raises(UserError, match=message):
+        import_weights.run(config_of(source, **overrides), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_from_the_command_line_a_mistake_is_status_2(run_python, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    command = ("-m", "cmunet_jax.main", "--config", "configs/import_weights.py")
+    where = (f"--config.source={path}", f"--workdir={tmp_path / 'run'}")
+    done = run_python(*command, *where, check=False)
+    assert done.returncode == 2 and "git lfs pull" in done.stderr
+    assert done.stderr.count("\n") == 1
+    write_zip(path, unet_state(2))
+    assert "118 tensors mapped" in run_python(*command, *where).stdout
