@@ -77,7 +77,8 @@ def _decode(form: Format, data: bytes) -> NDArray[np.generic]:
     # Padding may follow the marker, but where there is none decoders fill up with grey.
     if b"\xff\xd9" not in data[-64:]:
         raise UnreadableCase("truncated: a compressed frame ends too early")
-    if plugin == "gdcm" or (plugin == "pillow" and head.precision > 8):
+    # Pillow knows more of colours, but neither 12 bits nor that a frame is damaged.
+    if plugin == "gdcm" or (plugin == "pillow" and (form.samples == 1 or head.precision > 8)):
         array = _by_gdcm(form, data, head)
     else:
         array = _as_array(form, encaps.encapsulate([data]), 8 if head.precision <= 8 else 16)

@@ -146,8 +146,7 @@ def silence() -> None:
 
 def _read_header(window: Window, meta: Dataset) -> tuple[Dataset, str]:
     """The elements of _KEYWORDS, and the transfer syntax; `window` is left at the pixel data."""
-    declared = meta.get("TransferSyntaxUID")
-    syntax = uid.UID(str(declared)) if declared else _guess(window)
+    syntax = transfer_syntax(window, meta)
     implicit = syntax == uid.ImplicitVRLittleEndian
     header = read_dataset(
         window,  # type: ignore[arg-type]  # it has what pydicom uses of a file
@@ -184,8 +183,10 @@ def _check_kind(window: Window, meta: Dataset, header: Dataset) -> None:
     raise UnreadableCase(f"it is of {name}, not an X-ray angiogram")
 
 
-def _guess(window: Window) -> uid.UID:
-    """The syntax of a data set without meta information, from its first element."""
+def transfer_syntax(window: Window, meta: Dataset) -> uid.UID:
+    """What the meta information says, else a guess from the first element at `window`."""
+    if declared := meta.get("TransferSyntaxUID"):
+        return uid.UID(str(declared))
     at = window.tell()
     start = window.read(8)
     window.seek(at)

@@ -137,11 +137,11 @@ def _header(frames: np.ndarray, bits: int | None) -> FileDataset:
     d.StudyDate = d.StudyTime = d.AccessionNumber = d.ReferringPhysicianName = ""
     d.PatientName = d.PatientID = d.PatientBirthDate = d.PatientSex = d.StudyID = ""
     d.Modality, d.SeriesNumber, d.InstanceNumber = "XA", 4, 1
-    d.Manufacturer, d.PatientOrientation = "Test", ""
+    d.Manufacturer, d.PatientOrientation, d.Laterality = "Test", "", ""
     d.KVP, d.ExposureTime, d.XRayTubeCurrent, d.AveragePulseWidth = 75, 7, 700, 7
     d.RadiationSetting, d.RadiationMode, d.PositionerMotion = "GR", "PULSED", "STATIC"
     d.PositionerPrimaryAngle, d.PositionerSecondaryAngle = -30.0, 20.0
-    d.ContrastBolusAgent, d.PixelIntensityRelationship = "Iodine", "LOG"
+    d.ContrastBolusAgent, d.PixelIntensityRelationship = "Iodine", "DISP"
     d.FrameTime, d.CineRate, d.RecommendedDisplayFrameRate = 66.7, 15, 15
     d.FrameIncrementPointer = 0x00181063
     d.NumberOfFrames, d.Rows, d.Columns = frames.shape[:3]
