@@ -82,7 +82,7 @@ def _fragments(window: Window, form: Format, extended: bytes) -> list[Pieces]:
     complete = head[:4] == _END
     table, pieces = (items[0], items[1:]) if items else ((0, 0), [])
     window.seek(table[0])
-    basic = window.read(table[1])[: 4 * form.frames]
+    basic = window.read(min(table[1], 4 * len(pieces) + 4))
     starts = [at - pieces[0][0] for at, _ in pieces]
     for values in (
         [value for (value,) in struct.iter_unpack("<Q", extended[: len(extended) // 8 * 8])],
@@ -92,16 +92,18 @@ def _fragments(window: Window, form: Format, extended: bytes) -> list[Pieces]:
             return frames
     if form.frames == 1 and pieces:
         return [tuple(pieces)]
-    if len(pieces) == form.frames:
-        return [(piece,) for piece in pieces]
-    frames = _by_markers(window, pieces) if form.syntax != uid.RLELossless else []
-    if len(frames) == form.frames:
-        return frames
+    if len(pieces) == form.frames or form.syntax == uid.RLELossless:
+        found: list[Pieces] = [(piece,) for piece in pieces]
+    else:
+        found = _by_markers(window, pieces)
+    # A run may hold more frames than its header says, which some tools then show; not fewer.
+    if len(found) >= form.frames:
+        return found[: form.frames]
     if not complete and len(pieces) < form.frames:
         raise UnreadableCase("truncated: the file ends within the pixel data")
     raise UnreadableCase(
         f"its header says {form.frames} frames, but its pixel data holds "
-        f"{len(frames) or len(pieces)}"
+        f"{len(found) or len(pieces)}"
     )
 
 
@@ -110,12 +112,16 @@ def _by_table(
 ) -> list[Pieces]:
     """Frames by their offsets; none where the table does not fit, as some writers' do not."""
     index = {start: number for number, start in enumerate(starts)}
-    if len(values) != frames or values[0] != 0 or any(value not in index for value in values):
+    if (
+        not frames <= len(values) <= len(pieces)
+        or values[0] != 0
+        or any(value not in index for value in values)
+    ):
         return []
     if any(a >= b for a, b in zip(values, values[1:])):
         return []
     bounds = [*(index[value] for value in values), len(pieces)]
-    return [tuple(pieces[a:b]) for a, b in zip(bounds, bounds[1:])]
+    return [tuple(pieces[a:b]) for a, b in zip(bounds, bounds[1:])][:frames]
 
 
 def _by_markers(window: Window, pieces: list[tuple[int, int]]) -> list[Pieces]:

@@ -91,7 +91,7 @@ def write(
         # Type 2C where no Image Orientation says it; highdicom leaves it out.
         made.PatientOrientation = header.get("PatientOrientation") or ""
         if not _calibrated(source):
-            del made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+            made.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
         if source.frames > 1:
             _extend(made, planes, fractional)
         _save(file, made)
@@ -138,10 +138,7 @@ def _read(source: Case) -> Dataset:
         # What highdicom asks of an image that may have several frames, as of one that has one.
         header.NumberOfFrames = 1
         header.SharedFunctionalGroupsSequence = [Dataset()]
-        spacing = (source.spacing.rows_mm, source.spacing.columns_mm) if source.spacing else (1, 1)
-        header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = hd.PixelMeasuresSequence(
-            pixel_spacing=spacing, slice_thickness=None
-        )
+        header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(source)
         _make_valid(header)
     return header
 
@@ -149,6 +146,12 @@ def _read(source: Case) -> Dataset:
 def _calibrated(source: Case) -> bool:
     """Whether its pixel spacing is one in the patient, and not only on the detector."""
     return source.spacing is not None and source.spacing.source == "pixel spacing"
+
+
+def _measures(source: Case) -> hd.PixelMeasuresSequence:
+    """Pixel measures; some that are taken away again where there are none."""
+    spacing = (source.spacing.rows_mm, source.spacing.columns_mm) if source.spacing else (1, 1)
+    return hd.PixelMeasuresSequence(pixel_spacing=spacing, slice_thickness=None)
 
 
 def _make_valid(header: Dataset) -> None:
@@ -192,6 +195,7 @@ def _segmentation(
         pixel_array=(plane.astype(np.float32).clip(0, 1) if fractional else plane)[None],
         segmentation_type=kinds.FRACTIONAL if fractional else kinds.BINARY,
         segment_descriptions=[segment],
+        pixel_measures=header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence,
         series_instance_uid=series,
         series_number=SERIES_NUMBER,
         sop_instance_uid=uid.generate_uid(prefix=None),
