@@ -16,6 +16,7 @@ import pytest
 
 from cmunet_jax.train.manifest import hash_leaves
 from tests.conftest import ROOT
+from tests.imaging import xa
 from tests.train.states import make_state, open_run
 from tfds_angio import images
 from tfds_angio.angio_folder.dummy_data import picture, save, stripe, write_folder
@@ -30,7 +31,7 @@ pytestmark = [
 ]
 
 SECONDS = int(os.environ.get("CMUNET_JAX_FUZZ_SECONDS", "10"))
-TARGETS = ("images", "dataset", "manifests", "weights", "runs", "trials", "flags")
+TARGETS = ("images", "dataset", "manifests", "weights", "runs", "trials", "flags", "dicoms")
 
 
 class Canary:
@@ -62,6 +63,18 @@ def image_seeds(folder, canary):
     np.save(buffer, np.array([Canary(canary)], object), allow_pickle=True)
     yield b"\0" + buffer.getvalue()
     yield b"\0" + pickle.dumps(Canary(canary))
+
+
+def dicom_seeds(folder):
+    """A run of two frames in every syntax that can be encoded, packed or not."""
+    lossy = {name: row[:2] for name, row in xa.LOSSY.items()}
+    for name, (syntax, bits) in ({n: (s, 12) for n, s in xa.EXACT.items()} | lossy).items():
+        path = xa.write(folder, xa.run(2, bits=bits), syntax=syntax, bits=bits)
+        yield b"\0" + path.read_bytes()
+        if name == "explicit":
+            yield b"\1" + path.read_bytes()
+    yield b"\1" + xa.write(folder, xa.run(2), bits=12, zipped=True).read_bytes()
+    yield b"\0" + xa.write(folder, xa.run(2), bits=12, preamble=False).read_bytes()
 
 
 def seeds(target, folder, canary):
@@ -97,6 +110,8 @@ def seeds(target, folder, canary):
         claim |= {"started": 2.0, "beat": 3, "released": True, "seconds": 1.0}
         yield json.dumps(claim).encode()
         yield json.dumps({"error": "it broke", "time": "2026-01-01T00:00:00+00:00"}).encode()
+    elif target == "dicoms":
+        yield from dicom_seeds(folder)
     else:
         yield from (b"size=tiny,objective=mae", b"300 epochs", b"seed=3 share=0.5 on=true",
                     b"batch_size=3\n--workdir=x", b"data.workers=2", b"10%")  # fmt: skip

@@ -1,0 +1,198 @@
+"""The annotated picture of an analysis: centrelines in the colour of their diameter, stenoses."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from cmunet_jax.qca.output import to_json
+from cmunet_jax.qca.result import Analysis, Segment
+from tfds_angio.errors import UserError
+
+# Percent of the diameter from which a narrowing is named: the customary bound of a mild stenosis.
+# Healthy segments of measured masks reach some 15 % by their own unevenness.
+LEAST_STENOSIS = 30.0
+# Okabe & Ito's vermilion, as in the overlays of the evaluation; the colour map is one that people
+# with any colour vision can read, and its dark end stays visible on a dark vessel.
+_MARK, _MAP = (0.84, 0.37, 0.0), "plasma"
+_DPI, _WIDTH = 100, 8.0
+_SCALES = (1, 2, 5, 10, 20, 50, 100)
+
+
+def draw(frame: NDArray[np.uint8], analysis: Analysis, path: str | os.PathLike[str]) -> None:
+    """Draws the analysis over its frame into a PNG. Nothing on it names a patient.
+
+    Thick coloured lines are measured, thin white ones are not (near ends and bifurcations). A ring
+    marks the least diameter of the mask, triangles point at stenoses of `LEAST_STENOSIS` % and
+    more, dots are bifurcations; a bar shows 10 mm or so where the spacing is known.
+
+    Args:
+        frame: uint8 [H, W], of the size of the mask.
+        analysis: what to draw.
+        path: of the PNG; its folder exists.
+
+    Raises:
+        UserError: the frame is of another size than the mask.
+    """
+    if frame.shape != analysis.shape:
+        raise UserError(f"the frame is {frame.shape} and the analysed mask {analysis.shape}")
+    height, width = frame.shape
+    mm = analysis.spacing_mm is not None
+    # Pixels that are not square are drawn as they lie in the patient.
+    stretch = analysis.spacing_mm[0] / analysis.spacing_mm[1] if analysis.spacing_mm else 1.0
+    tall = _WIDTH * height * stretch / width
+    figure = Figure(figsize=(_WIDTH + 1.3, tall + 0.75), dpi=_DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    total = np.array(figure.get_size_inches())
+    box = np.array([0.1, 0.35, _WIDTH, tall]) / np.tile(total, 2)
+    axes = figure.add_axes((float(box[0]), float(box[1]), float(box[2]), float(box[3])))
+    axes.imshow(frame, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    unit = "mm" if mm else "px"
+    lines = _lines(axes, analysis, mm)
+    if lines is not None:
+        bar = figure.add_axes(
+            (float(box[0] + box[2] + 0.15 / total[0]), float(box[1]), 0.2 / total[0], float(box[3]))
+        )
+        figure.colorbar(lines, cax=bar, label=f"diameter ({unit})")
+    if len(analysis.bifurcations):
+        rows, columns = analysis.bifurcations.T
+        axes.scatter(columns, rows, s=14, c="white", edgecolors="black", linewidths=0.6, zorder=3)
+    _marks(axes, analysis, mm)
+    _scale_bar(axes, analysis)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    figure.text(0.01, 1 - 0.09 / total[1], _title(analysis), fontsize=11, va="top")
+    figure.text(0.01, 0.1 / total[1], _legend(), fontsize=8.5, color="0.3")
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _diameters(segment: Segment, mm: bool) -> NDArray[np.float64]:
+    return segment.diameter_mm if mm and segment.diameter_mm is not None else segment.diameter_px
+
+
+def _lines(axes: Axes, analysis: Analysis, mm: bool) -> LineCollection | None:
+    """Draws all centrelines; returns the coloured ones, None where nothing was measured."""
+    parts, values = [], []
+    for segment in analysis.segments:
+        axes.plot(*segment.points[:, ::-1].T, color="white", linewidth=0.7, zorder=1)
+        pairs = np.stack([segment.points[:-1, ::-1], segment.points[1:, ::-1]], axis=1)
+        diameter = _diameters(segment, mm)
+        between = (diameter[:-1] + diameter[1:]) / 2
+        parts.append(pairs[np.isfinite(between)])
+        values.append(between[np.isfinite(between)])
+    if not sum(len(v) for v in values):
+        return None
+    value = np.concatenate(values)
+    lines = LineCollection(
+        list(np.concatenate(parts)), cmap=_MAP, norm=Normalize(value.min(), value.max())
+    )
+    lines.set_array(value)
+    lines.set(linewidth=2.2, capstyle="round", zorder=2.5)
+    # A pale border, so that the dark end of the map is seen on a vessel full of contrast.
+    border = LineCollection(lines.get_segments(), colors="white", linewidths=3.4, zorder=2)
+    border.set_capstyle("round")
+    axes.add_collection(border)
+    axes.add_collection(lines)
+    return lines
+
+
+def _marks(axes: Axes, analysis: Analysis, mm: bool) -> None:
+    """Marks the least diameter of the mask and every stenosis worth a name."""
+    unit = "mm" if mm else "px"
+    measured = [s for s in analysis.segments if s.minimal_at is not None]
+    where = [(float(_diameters(s, mm)[s.minimal_at or 0]), s, s.minimal_at or 0) for s in measured]
+    least = min(where, key=lambda w: w[0], default=None)
+    labels = []
+    for s in analysis.segments:
+        percent = s.percent_diameter_stenosis
+        if s.stenosis_at is not None and percent is not None and percent >= LEAST_STENOSIS:
+            value = float(_diameters(s, mm)[s.stenosis_at])
+            labels.append((s.points[s.stenosis_at], f"{percent:.0f} % ({value:.1f} {unit})"))
+    if least is not None:
+        value, segment, at = least
+        row, column = segment.points[at]
+        axes.scatter(
+            column, row, s=150, facecolors="none", edgecolors=_MARK, linewidths=2, zorder=4
+        )
+        if at != segment.stenosis_at or (segment.percent_diameter_stenosis or 0) < LEAST_STENOSIS:
+            labels.append((segment.points[at], f"least {value:.1f} {unit}"))
+    for point, text in labels:
+        _label(axes, point, text, analysis.shape)
+
+
+def _label(axes: Axes, point: NDArray[np.float64], text: str, shape: tuple[int, int]) -> None:
+    """A text with an arrow to `point`, on the side where there is room."""
+    row, column = point
+    side = -1 if column > 0.7 * shape[1] else 1
+    lift = -1 if row < 0.12 * shape[0] else 1
+    axes.annotate(
+        text,
+        (column, row),
+        (side * 34, lift * 26),
+        textcoords="offset points",
+        ha="left" if side > 0 else "right",
+        va="center",
+        color="white",
+        fontsize=10,
+        weight="bold",
+        path_effects=[withStroke(linewidth=2.5, foreground="black")],
+        arrowprops={"arrowstyle": "-|>", "color": _MARK, "linewidth": 1.6, "shrinkB": 8},
+        zorder=5,
+    )
+
+
+def _scale_bar(axes: Axes, analysis: Analysis) -> None:
+    if analysis.spacing_mm is None:
+        return
+    height, width = analysis.shape
+    per_px = analysis.spacing_mm[1]
+    fitting = [mm for mm in _SCALES if mm / per_px <= width / 4]
+    if not fitting:
+        return
+    length, row, column = fitting[-1] / per_px, 0.95 * height, 0.04 * width
+    outline = [withStroke(linewidth=5, foreground="black")]
+    axes.plot(
+        [column, column + length],
+        [row, row],
+        color="white",
+        linewidth=3,
+        path_effects=outline,
+        solid_capstyle="butt",
+    )
+    text: dict[str, Any] = {"ha": "center", "va": "bottom", "color": "white", "fontsize": 10}
+    axes.text(
+        column + length / 2, row - 0.012 * height, f"{fitting[-1]} mm", **text, path_effects=outline
+    )
+
+
+def _title(analysis: Analysis) -> str:
+    found = to_json(analysis)
+    if not analysis.segments:
+        return "no vessel"
+    unit = "px" if analysis.spacing_mm is None else "mm"
+    words = [f"{len(analysis.segments)} segments", f"length {found[f'length_{unit}']:.0f} {unit}"]
+    least = found[f"minimal_diameter_{unit}"]
+    words.append("no diameter measured" if least is None else f"least diameter {least:.1f} {unit}")
+    worst = max((s.percent_diameter_stenosis or 0.0 for s in analysis.segments), default=0.0)
+    given = any(s.percent_diameter_stenosis is not None for s in analysis.segments)
+    words.append(f"greatest narrowing {worst:.0f} %" if given else "no stenosis can be given")
+    return "  ·  ".join(words)
+
+
+def _legend() -> str:
+    words = [
+        "coloured: measured",
+        "white: not measured",
+        "dot: bifurcation",
+        "ring: least diameter",
+    ]
+    return "   ".join([*words, f"arrow with %: narrowed by {LEAST_STENOSIS:.0f} % or more"])

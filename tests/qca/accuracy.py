@@ -1,0 +1,277 @@
+"""How right the measurements of cmunet_jax/qca are: the tables of docs/qca.md.
+
+python -m tests.qca.accuracy                            # tubes and trees of known diameter
+python -m tests.qca.accuracy --data DIR --split train   # the masks of a built data set
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import time
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from cmunet_jax import qca
+from cmunet_jax.qca import centreline, graph
+from tests.qca import vessels
+from tfds_angio.angio_synthetic import projection, tree
+from tfds_angio.dataset import AngioDataset
+
+WIDTHS = (4, 6, 8, 12, 20)
+Errors = dict[str, list[np.ndarray]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.qca.accuracy", description=__doc__)
+    parser.add_argument("--data", type=pathlib.Path, help="folder of a built data set")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=20, help="vessels of each kind and width")
+    options = parser.parse_args(argv)
+    if options.data:
+        dataset(options.data, options.split, options.images)
+        return 0
+    diameters(options.repeats)
+    estimators(options.repeats)
+    directions()
+    stenoses(options.repeats)
+    trees(options.repeats)
+    return 0
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(str(c) for c in cells) + " |", flush=True)
+
+
+def of(errors: list[np.ndarray]) -> list[str]:
+    """Bias, SD, 95th percentile and maximum of the absolute error."""
+    e = np.concatenate(errors)
+    size = np.abs(e)
+    return [
+        f"{e.mean():+.2f}",
+        f"{e.std():.2f}",
+        f"{np.quantile(size, 0.95):.2f}",
+        f"{size.max():.2f}",
+    ]
+
+
+def tubes(kind: str, width: float, repeats: int) -> Iterator[tuple[list[vessels.Tube], np.ndarray]]:
+    """Random vessels of one kind: every direction, every offset to the grid."""
+    rng = np.random.default_rng([len(kind), int(10 * width)])
+    length = max(80.0, 10.0 * width)
+    side = int(1.3 * length) + 20
+    for _ in range(repeats):
+        angle, middle = rng.uniform(0, 2 * np.pi), tuple(side / 2 + rng.uniform(0, 1, 2))
+        diameter: object = float(width)
+        curvature = rng.uniform(0.3, 1) / (2 * width + 12) if kind == "curved" else 0.0
+        if kind == "tapering":
+            diameter = vessels.taper(1.25 * width, 0.75 * width)
+        if kind == "stenosed":
+            lost, spread = rng.uniform(20, 60), rng.uniform(0.75, 1.5) * width / length
+            diameter = vessels.narrowing(width, percent=lost, at=0.5, spread=spread)
+        arc = min(length, 1.3 * np.pi / curvature) if curvature else length
+        parts = [
+            vessels.tube(
+                angle=angle, length=arc, diameter=diameter, curvature=curvature, middle=middle
+            )
+        ]
+        if kind == "bifurcating":
+            side_branch = vessels.tube(
+                angle=angle + np.deg2rad(rng.uniform(35, 90)),
+                length=length,
+                diameter=max(0.7 * width, 4.0),
+                middle=middle,
+            )
+            parts.append(side_branch.half())
+        yield parts, vessels.draw(*parts, shape=(side, side))
+
+
+def errors_of(analysis: qca.Analysis, parts: list[vessels.Tube]) -> list[np.ndarray]:
+    """Errors (px) of all measured diameters; a segment belongs to the tube that it follows."""
+    out = []
+    for s in analysis.segments:
+        true, away = zip(*(vessels.truth(t, s.points) for t in parts))
+        error = s.diameter_px - true[int(np.argmin([np.median(a) for a in away]))]
+        out.append(error[np.isfinite(error)])
+    return out or [np.zeros(0)]
+
+
+def diameters(repeats: int) -> None:
+    print("\nError of the diameter (px): bias, SD, 95 % of points below, maximum")
+    row("vessel", "width", "bias", "SD", "95 %", "max", "points", "length bias", "length max")
+    for kind in ("straight", "curved", "tapering", "stenosed", "bifurcating"):
+        for width in WIDTHS:
+            found, lengths = [], []
+            for parts, mask in tubes(kind, width, repeats):
+                analysis = qca.analyse(mask, spacing=None)
+                found += errors_of(analysis, parts)
+                if len(parts) == len(analysis.segments) == 1:
+                    lengths.append(analysis.segments[0].position_px[-1] - parts[0].length)
+            extra = (
+                [f"{np.mean(lengths):+.2f}", f"{np.abs(lengths).max():.2f}"]
+                if lengths
+                else ["", ""]
+            )
+            row(kind, width, *of(found), sum(map(len, found)), *extra)
+
+
+def estimators(repeats: int) -> None:
+    """The contour distance beside distance transforms, at the same points of the centreline."""
+    print("\nEstimators on straight, curved and stenosed vessels")
+    row("estimator", "width", "bias", "SD", "95 %", "max")
+    for width in WIDTHS:
+        found: Errors = {}
+        for kind in ("straight", "curved", "stenosed"):
+            for parts, mask in tubes(kind, width, repeats):
+                for s in qca.analyse(mask, spacing=None).segments:
+                    _compare(found, s, mask, parts[0])
+        for name, errors in found.items():
+            row(name, width, *of(errors))
+
+
+def _compare(found: Errors, s: qca.Segment, mask: np.ndarray, t: vessels.Tube) -> None:
+    radius = graph.inscribed_radius(mask)
+    seen = np.isfinite(s.diameter_px)
+    points = s.points[seen]
+    true = vessels.truth(t, points)[0]
+    normals = centreline.normals_of(s.points)[seen]
+    raw = centreline.soften(mask, 1e-3)
+    halves = centreline.half_widths(raw, points, normals, reach=30.0)
+    nearest = np.rint(points).astype(int)
+    estimates = {
+        "contours of the softened mask, along the normal (used)": s.diameter_px[seen],
+        "contours of the bare mask, along the normal": halves.sum(axis=1),
+        "2 × distance transform at the centreline": 2 * centreline.sample(radius, points),
+        "the same, less 1": 2 * centreline.sample(radius, points) - 1,
+        "2 × distance transform at the nearest pixel": 2.0 * radius[tuple(nearest.T)],
+    }
+    for name, value in estimates.items():
+        found.setdefault(name, []).append((value - true)[np.isfinite(value)])
+
+
+def directions() -> None:
+    """Along the grid and its diagonal the mask itself is wrong: it jumps by whole rows."""
+    print("\nStraight vessels of 4.3 to 8.8 px by direction: worst mean and worst point (px)")
+    row("degrees", "worst mean of a vessel", "worst point")
+    for degrees in (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 26.57, 40.0, 44.0, 45.0):
+        worst = np.zeros(2)
+        for width in (4.3, 4.9, 6.5, 8.8):
+            for offset in (0.0, 0.25, 0.5, 0.75):
+                middle = (60 + offset, 60 + offset / 3)
+                t = vessels.tube(
+                    angle=np.deg2rad(degrees), length=90, diameter=width, middle=middle
+                )
+                s = qca.analyse(vessels.draw(t, shape=(120, 120)), spacing=None)
+                e = np.concatenate(errors_of(s, [t]))
+                worst = np.maximum(worst, [abs(e.mean()), np.abs(e).max()])
+        row(degrees, *(f"{x:.2f}" for x in worst))
+
+
+def stenoses(repeats: int) -> None:
+    print("\nPercent diameter stenosis of a vessel that tapers by a fifth")
+    row("width", "true", "bias", "SD", "max", "given")
+    for width in WIDTHS[1:]:
+        for percent in (0, 30, 50, 70):
+            rng = np.random.default_rng([width, percent])
+            length = 14.0 * width
+            side = int(1.2 * length) + 20
+            found = []
+            for _ in range(repeats):
+                spread = rng.uniform(0.75, 1.25) * width / length
+                healthy = vessels.taper(1.1 * width, 0.9 * width)
+                t = vessels.tube(
+                    angle=rng.uniform(0, 2 * np.pi),
+                    length=length,
+                    diameter=vessels.narrowing(
+                        healthy, percent=percent, at=rng.uniform(0.4, 0.6), spread=spread
+                    ),
+                    curvature=rng.uniform(0, 1) / length,
+                    middle=tuple(side / 2 + rng.uniform(0, 1, 2)),
+                )
+                analysis = qca.analyse(vessels.draw(t, shape=(side, side)), spacing=None)
+                found += [s.percent_diameter_stenosis for s in analysis.segments]
+            error = np.array([f for f in found if f is not None]) - percent
+            cells = [f"{error.mean():+.1f}", f"{error.std():.1f}", f"{np.abs(error).max():.1f}"]
+            row(width, percent, *cells, f"{len(error)} of {len(found)}")
+
+
+def trees(repeats: int) -> None:
+    """Whole synthetic trees in projection: the truth is the radius of the nearest disc."""
+    print("\nSynthetic coronary trees, 512 × 512")
+    row("local width", "clear of other arteries", "bias", "SD", "95 %", "max", "points")
+    found: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for patient in range(repeats):
+        rng = np.random.default_rng([5, patient])
+        arteries = tree.grow_tree(rng, ("left", "right")[patient % 2])
+        main = [b for b in arteries.branches if b.level < 2]
+        middle = np.concatenate([b.points for b in main]).mean(axis=0)
+        carm = projection.CArm(20.0, -20.0, 512, 140.0, middle)
+        parts = [projection.tube(carm, b.points, b.radius) for b in main]
+        discs = projection.join(parts)
+        branch = np.repeat(np.arange(len(parts)), [len(p.radius) for p in parts])
+        for s in qca.analyse(projection.silhouette(discs, 512), spacing=None).segments:
+            seen = np.isfinite(s.diameter_px)
+            away = np.linalg.norm(s.points[seen, None, ::-1] - discs.xy, axis=-1)
+            nearest = away.argmin(axis=1)
+            own = branch == branch[nearest][:, None]
+            gap = np.where(own, np.inf, away - discs.radius).min(axis=1)
+            clear = gap > discs.radius[nearest] + 1
+            true = 2 * discs.radius[nearest]
+            pairs = np.stack([s.diameter_px[seen] - true, true], axis=1)
+            for key in found:
+                found[key].append(pairs[clear == key])
+    for key, name in ((True, "yes"), (False, "no")):
+        e, w = np.concatenate(found[key]).T
+        for low, high in ((2, 4), (4, 6), (6, 10), (10, 30)):
+            some = (w >= low) & (w < high)
+            row(f"{low} to {high} px", name, *of([e[some]]), np.count_nonzero(some))
+
+
+def dataset(folder: pathlib.Path, split: str, images: int) -> None:
+    """Graphs of real masks: what they cover, what is measured, how long it takes."""
+    source = AngioDataset(folder).source(split)
+    chosen = np.random.default_rng(0).permutation(len(source))[:images]
+    seconds, covered, measured, counts = [], [], [], []
+    reasons: dict[str, int] = {}
+    for index in chosen.tolist():
+        mask = source[index]["mask"][..., 0] > 0
+        start = time.perf_counter()
+        analysis = qca.analyse(mask, spacing=None)
+        seconds.append(time.perf_counter() - start)
+        covered.append(coverage(mask, analysis))
+        finite = [np.isfinite(s.diameter_px) for s in analysis.segments]
+        measured.append(np.concatenate(finite).mean() if finite else 0.0)
+        counts.append((len(analysis.segments), len(analysis.bifurcations)))
+        for s in analysis.segments:
+            key = (s.why_no_stenosis or "given").split(" px")[0].rstrip("0123456789.")
+            reasons[key] = reasons.get(key, 0) + 1
+    shares = np.array(covered)
+    print(
+        f"{len(chosen)} masks; {1e3 * np.mean(seconds):.0f} ms a mask, at most {max(seconds):.2f} s"
+    )
+    print(f"segments, bifurcations (median): {np.median(counts, axis=0)}; most {np.max(counts, 0)}")
+    for least in (0.9, 0.95, 0.99):
+        print(
+            f"at least {least:.0%} of the mask covered: {np.mean(shares >= least):.1%} of the masks"
+        )
+    print(f"worst coverage {shares.min():.3f}; measured share of points {np.mean(measured):.3f}")
+    for key, number in sorted(reasons.items(), key=lambda x: -x[1]):
+        print(f"{number:5d} segments: {key}")
+
+
+def coverage(mask: np.ndarray, analysis: qca.Analysis) -> float:
+    """Share of the mask within the discs along the centrelines, one pixel wider than they fit."""
+    radius = graph.inscribed_radius(mask)
+    discs = np.zeros(mask.shape, np.uint8)
+    for s in analysis.segments:
+        inside = centreline.sample(radius, s.points)
+        for (y, x), r in zip(np.rint(s.points).astype(int).tolist(), inside.tolist()):
+            cv2.circle(discs, (x, y), int(np.ceil(r)) + 1, 1, -1)
+    return float((discs > 0)[mask].mean()) if mask.any() else 1.0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,132 @@
+"""The centreline graph: what is a branch, what a bifurcation, and what is taken off."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from scipy.ndimage import gaussian_filter, label
+from scipy.sparse.csgraph import connected_components
+from skimage.morphology import skeletonize
+
+from cmunet_jax.qca import graph as graphs
+from tests.qca import vessels
+
+
+def of(mask: np.ndarray, spur: float = 2.0) -> graphs.Graph:
+    return graphs.centreline_graph(mask, graphs.inscribed_radius(mask), spur=spur)
+
+
+def forks(graph: graphs.Graph) -> list[int]:
+    """Branches at each bifurcation."""
+    return sorted(d for d in graph.degrees().values() if d >= 3)
+
+
+def picture(text: str) -> np.ndarray:
+    return np.array([[c == "#" for c in line] for line in text.split()])
+
+
+def straight(**options) -> vessels.Tube:
+    return vessels.tube(**{"angle": 0.3, "length": 70, "diameter": 8, "middle": (50, 50)} | options)
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths", "degrees"),
+    [
+        ("..... .###. .....", [2.0], []),
+        ("#.... .#... ..#..", [2 * 2**0.5], []),
+        ("..#.. ..#.. #####", [2.0, 2.0, 2.0], [3]),
+        ("#...# .#.#. ..#.. ..#..", [1.0, 2 * 2**0.5, 2 * 2**0.5], [3]),
+        ("..#.. ..#.. ##### ..#.. ..#..", [2.0] * 4, [4]),
+        (".##. #..# #..# .##.", [4 + 4 * 2**0.5], []),
+        ("###. ...# ##.. ..##", [2 + 2**0.5, 2 + 2**0.5], []),
+    ],
+)
+def test_a_skeleton_is_traced(text, lengths, degrees):
+    graph = graphs._trace(picture(text))
+    np.testing.assert_allclose(sorted(b.length for b in graph.branches), sorted(lengths))
+    assert forks(graph) == degrees
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), grain=st.floats(0.7, 4), share=st.floats(0.05, 0.9))
+def test_every_piece_of_a_skeleton_is_in_one_piece_of_the_graph(seed, grain, share):
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(40, 50)), grain)
+    skeleton = np.asarray(skeletonize(noise > np.quantile(noise, 1 - share), method="lee"), bool)
+    graph = graphs._trace(skeleton)
+    edges = np.array([(b.start, b.end) for b in graph.branches], int).reshape(-1, 2).T
+    groups = connected_components(graphs._adjacency(edges, len(graph.nodes)), directed=False)[0]
+    assert groups == label(skeleton, np.ones((3, 3)))[1]
+    points = np.concatenate([b.points for b in graph.branches])
+    whole = {tuple(p) for p in points[(points % 1 == 0).all(axis=1)].astype(int).tolist()}
+    missing = {tuple(p) for p in np.argwhere(skeleton).tolist()} - whole
+    centres = np.array([n for n, d in graph.degrees().items() if d >= 3])
+    for pixel in missing:  # those of a bifurcation are near its centre
+        assert np.linalg.norm(graph.nodes[centres] - pixel, axis=1).min() < 4
+
+
+@pytest.mark.parametrize(("reach", "branches"), [(6.0, 1), (25.0, 3)])
+def test_a_side_branch_stays_and_a_bump_does_not(reach, branches):
+    twig = straight(angle=0.3 + np.pi / 2, length=2 * reach, diameter=5).half()
+    graph = of(vessels.draw(straight(), twig, shape=(100, 100)))
+    assert len(graph.branches) == branches and len(forks(graph)) == branches // 3
+
+
+def test_a_crossing_is_one_bifurcation_of_four():
+    two = straight(), straight(angle=0.3 + 1.2)
+    graph = of(vessels.draw(*two, shape=(100, 100)))
+    assert forks(graph) == [4] and len(graph.branches) == 4
+    (node,) = (n for n, d in graph.degrees().items() if d == 4)
+    assert np.linalg.norm(graph.nodes[node] - (50, 50)) < 2
+
+
+def test_a_ring_is_one_closed_branch():
+    away = np.hypot(*(np.indices((80, 80)) - 40))
+    graph = of((away > 20) & (away < 27))
+    (ring,) = graph.branches
+    assert ring.start == ring.end
+    np.testing.assert_allclose(ring.length, 2 * np.pi * 23.5, rtol=0.07)
+
+
+def test_vessels_that_part_and_meet_again_are_a_loop():
+    away = np.hypot(*(np.indices((100, 100)) - 50))
+    arms = straight(angle=0.0, length=96, diameter=6)
+    mask = ((away > 18) & (away < 24)) | (vessels.draw(arms, shape=(100, 100)) & (away > 18))
+    graph = of(mask)
+    assert forks(graph) == [3, 3] and len(graph.branches) == 4
+
+
+def test_components_are_separate_and_specks_are_no_vessels():
+    mask = vessels.draw(straight(), shape=(100, 100))
+    mask[:20, 60:66] = True
+    mask[90:95, 5:11] = mask[3, 3] = True
+    graph = of(mask)
+    assert len(graph.branches) == 2 and graph.ignored == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (30, 40)])
+def test_empty_and_full_masks_have_no_branches_that_bend(shape):
+    assert not of(np.zeros(shape, bool)).branches
+    assert len(of(np.ones(shape, bool)).branches) <= 1
+
+
+def test_only_holes_that_are_faults_are_filled():
+    mask = vessels.draw(straight(angle=0.0), shape=(100, 100))
+    speckled = mask.copy()
+    speckled[50, 40] = speckled[49:51, 60] = False
+    np.testing.assert_array_equal(graphs.fill_faults(speckled), mask)
+    ring = np.hypot(*(np.indices((60, 60)) - 30))
+    np.testing.assert_array_equal(
+        graphs.fill_faults((ring < 15) & (ring > 9)), (ring < 15) & (ring > 9)
+    )
+
+
+def test_inscribed_radius_is_half_the_width_on_average():
+    found = []
+    for width in np.linspace(5, 9, 17):
+        t = straight(angle=0.3 + width, diameter=width)
+        radius = graphs.inscribed_radius(vessels.draw(t, shape=(100, 100)))
+        at = np.rint(t.points[400:1000]).astype(int)
+        found.append(2 * radius[tuple(at.T)].mean() - width)
+    assert abs(np.mean(found)) < 0.2
