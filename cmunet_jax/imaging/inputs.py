@@ -71,14 +71,16 @@ class Found:
       inputs: in order of the list, sorted by path within each folder and glob, each file once.
       refused: what cannot be used.
       ignored: files in folders that are no pictures, such as tables and notes.
+      left_out: how many files lie in the folder that was left out.
     """
 
     inputs: list[Input] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     ignored: list[Path] = field(default_factory=list)
+    left_out: int = 0
 
 
-def find(text: str) -> Found:
+def find(text: str, *, without: Path | None = None) -> Found:
     """Resolves files, folders (with all below them) and globs, separated by commas.
 
     A path that holds a comma is understood if it is the only one. Hidden files are left out, links
@@ -86,6 +88,7 @@ def find(text: str) -> Found:
 
     Args:
       text: 'scan.png,run.dcm', 'folder', 'folder/**/*.png'.
+      without: a folder whose files are none: the masks of an earlier run are no angiograms.
     """
     found = Found()
     parts = [text] if os.path.exists(os.path.expanduser(text)) else text.split(",")
@@ -102,9 +105,22 @@ def find(text: str) -> Found:
             elif (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
                 _add(path, found, listed=True)
+    if without is not None:
+        found = _without(found, without.resolve())
     counts = Counter(item.name.casefold() for item in found.inputs)
     named = [replace(i, shared=counts[i.name.casefold()] > 1) for i in found.inputs]
     return replace(found, inputs=named)
+
+
+def _without(found: Found, folder: Path) -> Found:
+    def outside(path: Path | str) -> bool:
+        return not Path(path).resolve().is_relative_to(folder)
+
+    kept = [item for item in found.inputs if outside(item.path)]
+    refused = [r for r in found.refused if not os.path.isfile(r.path) or outside(r.path)]
+    ignored = [path for path in found.ignored if outside(path)]
+    count = sum(map(len, (found.inputs, found.refused, found.ignored)))
+    return Found(kept, refused, ignored, count - len(kept) - len(refused) - len(ignored))
 
 
 def _matches(part: str) -> list[Path]:

@@ -81,12 +81,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
 def _find(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> inputs.Found:
     if not config.input:
         raise UserError("config.input is empty: give files, folders or globs, with commas between")
-    found = inputs.find(config.input)
-    place = workdir.resolve()
-    own = [i for i in found.inputs if i.path.resolve().is_relative_to(place)]
-    if own:  # an earlier run's masks in a folder below the input are no angiograms
-        print(f"{len(own)} files below {workdir} are left out.", file=sys.stderr)
-        found.inputs[:] = [item for item in found.inputs if item not in own]
+    found = inputs.find(config.input, without=workdir)
+    if found.left_out:
+        print(f"{found.left_out} files below {workdir} are left out.", file=sys.stderr)
     for path in found.ignored:
         print(f"{path}: ignored, not an image", file=sys.stderr)
     if not found.inputs:
