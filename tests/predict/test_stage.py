@@ -14,10 +14,9 @@ from cmunet_jax import config as config_lib
 from cmunet_jax.predict import outputs, record
 from cmunet_jax.predict import run as run_lib
 from cmunet_jax.stages import predict
-from cmunet_jax.train.checkpoint import Checkpointer, load
+from cmunet_jax.train.checkpoint import load
 from tests.data.fakes import angiogram
 from tests.imaging import xa
-from tests.stage_helpers import tiny
 from tfds_angio.errors import UserError
 
 
@@ -136,7 +135,7 @@ def test_no_identifier_is_in_any_output_but_the_segmentation(mixed):
 def test_provenance_names_weights_and_versions(mixed, checkpoint):
     (stated,) = mixed[3]["checkpoints"]
     loaded = load(checkpoint)
-    assert stated["digest"] == loaded.digest and stated["step"] == 2 and stated["weights"] == "ema"
+    assert stated["digest"] == loaded.digest and stated["step"] == 2 and stated["weights"] == "raw"
     assert stated["preprocessing"] == dict(loaded.preprocessing) and stated["width"] == 4
     assert {"jax", "source", "cmunet-jax"} <= set(mixed[3]["versions"])
 
@@ -227,15 +226,8 @@ def test_an_earlier_run_below_the_input_is_no_input(checkpoint, tmp_path, capsys
     assert "left out" in capsys.readouterr().err
 
 
-def test_a_pretrained_network_is_refused(tiny_dataset, tmp_path):
-    config = tiny("pretrain", tiny_dataset, 2)
-    stored = {
-        "config": config_lib.to_dict(config),
-        "preprocessing": config_lib.to_dict(config.preprocessing),
-    }
-    with Checkpointer(tmp_path / "pretrain", **stored) as checkpointer:
-        assert checkpointer.save(2, {"params": {"a": np.zeros(3, np.float32)}})
-    config = configured(tmp_path / "pretrain", images(tmp_path / "in", "a.png"))
+def test_a_pretrained_network_is_refused(pretrained, tmp_path):
+    config = configured(pretrained, images(tmp_path / "in", "a.png"))
     with pytest.raises(UserError, match="Fine-tune it first"):
         predict.run(config, tmp_path / "out")
     assert not files_of(tmp_path / "out")
