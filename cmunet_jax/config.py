@@ -26,6 +26,7 @@ STAGES = (
     "report",
     "benchmark",
     "import_weights",
+    "predict",
 )
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
@@ -50,6 +51,7 @@ _REQUIRED = {
     "pretrain": _TRAINING,
     "finetune": (*_TRAINING, "labels", "draw", "eval_split"),
     "evaluate": ("checkpoint", "data", "split"),
+    "predict": ("checkpoint", "input", "fit", "threshold"),
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
     "report": ("sweep", "title", "resamples"),
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),
@@ -77,6 +79,11 @@ _RANGES = {
     "seconds": (0, math.inf),
     "threads": (0, math.inf),
     "metrics.images": (1, math.inf),
+    "tile": (0, math.inf),
+    "threshold": (0, 1),
+    "keep_components": (0, math.inf),
+    "spacing": (0, math.inf),
+    "workers": (0, math.inf),
 }
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*$")
 

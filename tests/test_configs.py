@@ -30,6 +30,7 @@ ARGUMENTS = {
     "benchmark.py": (SIZES, "dtype=float32,bfloat16", "data=angio_synthetic,arcade"),
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
+    "predict.py": (),
     "report.py": (),
     "import_weights.py": (),
     "sweep.py": (SIZES, "protocol=fair,paper", "data=angio_synthetic,arcade"),

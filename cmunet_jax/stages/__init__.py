@@ -3,12 +3,22 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmunet_jax.stages import benchmark, evaluate, import_weights, quickstart, report, sweep, train
+from cmunet_jax.stages import (
+    benchmark,
+    evaluate,
+    import_weights,
+    predict,
+    quickstart,
+    report,
+    sweep,
+    train,
+)
 
 STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "pretrain": train.run,
     "finetune": train.run,
     "evaluate": evaluate.run,
+    "predict": predict.run,
     "quickstart": quickstart.run,
     "report": report.run,
     "sweep": sweep.run,

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from cmunet_jax.train.manifest import hash_leaves
 from tests.conftest import ROOT
+from tests.imaging import xa
 from tests.interop import torch_writer
 from tests.train.states import make_state, open_run
 from tfds_angio import images
@@ -33,7 +34,7 @@ pytestmark = [
 
 SECONDS = int(os.environ.get("CMUNET_JAX_FUZZ_SECONDS", "10"))
 TARGETS = (
-    "images", "dataset", "manifests", "weights", "torch_files", "runs", "trials", "flags",
+    "images", "dataset", "manifests", "weights", "torch_files", "runs", "trials", "flags", "dicoms",
 )  # fmt: skip
 
 
@@ -96,6 +97,18 @@ def torch_seeds(folder, canary):
         yield from (b"\1" + pickle.dumps(value, protocol) for protocol in (2, 4))
 
 
+def dicom_seeds(folder):
+    """A run of two frames in every syntax that can be encoded, packed or not."""
+    lossy = {name: row[:2] for name, row in xa.LOSSY.items()}
+    for name, (syntax, bits) in ({n: (s, 12) for n, s in xa.EXACT.items()} | lossy).items():
+        path = xa.write(folder, xa.run(2, bits=bits), syntax=syntax, bits=bits)
+        yield b"\0" + path.read_bytes()
+        if name == "explicit":
+            yield b"\1" + path.read_bytes()
+    yield b"\1" + xa.write(folder, xa.run(2), bits=12, zipped=True).read_bytes()
+    yield b"\0" + xa.write(folder, xa.run(2), bits=12, preamble=False).read_bytes()
+
+
 def seeds(target, folder, canary):
     """Good files, from which the fuzzer starts; `folder` is its own."""
     folder.mkdir()
@@ -131,6 +144,8 @@ def seeds(target, folder, canary):
         claim |= {"started": 2.0, "beat": 3, "released": True, "seconds": 1.0}
         yield json.dumps(claim).encode()
         yield json.dumps({"error": "it broke", "time": "2026-01-01T00:00:00+00:00"}).encode()
+    elif target == "dicoms":
+        yield from dicom_seeds(folder)
     else:
         yield from (b"size=tiny,objective=mae", b"300 epochs", b"seed=3 share=0.5 on=true",
                     b"batch_size=3\n--workdir=x", b"data.workers=2", b"10%")  # fmt: skip

@@ -1,0 +1,219 @@
+"""Which files a list of files, folders and globs means, and opening each as a `Case`.
+
+What is refused is named to the user by its path, which may hold a patient's name; what is written
+into results has another name for it: `Refused.input`.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cmunet_jax.imaging import dicom, files
+from cmunet_jax.imaging.case import Case, UnreadableCase
+from tfds_angio import images
+
+_VIDEO = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".m4v", ".flv")
+# Pictures of other kinds: somebody who has them in the folder expects a result for each.
+_PICTURES = (".gif", ".webp", ".heic", ".jp2", ".npz", ".nii", ".mha", ".nrrd", ".svg", ".pdf")
+_SYSTEM = ("thumbs.db", "desktop.ini", "dicomdir")
+_LONGEST = 80  # characters of a name; with what is appended, any file system takes it
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that looks like one that can be read.
+
+    Attributes:
+      path: of the file.
+      kind: one of `case.KINDS`.
+      name: what an image's or array's outputs are called; '' for a DICOM, which has no name.
+      shared: whether another input has that name too.
+    """
+
+    path: Path
+    kind: str
+    name: str
+    shared: bool = False
+
+    @property
+    def label(self) -> str:
+        """What results may call it: the name of an image's file, the digest of a DICOM."""
+        return self.path.name if self.name else _digest_name(self.path, "dicom")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An input that cannot be used.
+
+    Attributes:
+      path: as the user knows it; for the screen only.
+      input: what results may call it.
+      reason: why.
+    """
+
+    path: str
+    input: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a list of inputs means.
+
+    Attributes:
+      inputs: in order of the list, sorted by path within each folder and glob, each file once.
+      refused: what cannot be used.
+      ignored: files in folders that are no pictures, such as tables and notes.
+      left_out: how many files lie in the folder that was left out.
+    """
+
+    inputs: list[Input] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
+    left_out: int = 0
+
+
+def find(text: str, *, without: Path | None = None) -> Found:
+    """Resolves files, folders (with all below them) and globs, separated by commas.
+
+    A path that holds a comma is understood if it is the only one. Hidden files are left out, links
+    to folders are not followed.
+
+    Args:
+      text: 'scan.png,run.dcm', 'folder', 'folder/**/*.png'.
+      without: a folder whose files are none: the masks of an earlier run are no angiograms.
+    """
+    found = Found()
+    parts = [text] if os.path.exists(os.path.expanduser(text)) else text.split(",")
+    seen: set[str] = set()
+    for number, part in enumerate((p.strip() for p in parts if p.strip()), 1):
+        anonymous = f"input {number}"  # what does not exist may be called like a patient, too
+        matches = _matches(part)
+        if not matches:
+            reason = "matches nothing" if glob.has_magic(part) else "no such file or folder"
+            found.refused.append(Refused(part, anonymous, reason))
+        for path in matches:
+            if path.is_dir():
+                _add_folder(path, found, seen, anonymous)
+            elif (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                _add(path, found, listed=True)
+    if without is not None:
+        found = _without(found, without.resolve())
+    counts = Counter(item.name.casefold() for item in found.inputs)
+    named = [replace(i, shared=counts[i.name.casefold()] > 1) for i in found.inputs]
+    return replace(found, inputs=named)
+
+
+def _without(found: Found, folder: Path) -> Found:
+    def outside(path: Path | str) -> bool:
+        return not Path(path).resolve().is_relative_to(folder)
+
+    kept = [item for item in found.inputs if outside(item.path)]
+    refused = [r for r in found.refused if not os.path.isfile(r.path) or outside(r.path)]
+    ignored = [path for path in found.ignored if outside(path)]
+    count = sum(map(len, (found.inputs, found.refused, found.ignored)))
+    return Found(kept, refused, ignored, count - len(kept) - len(refused) - len(ignored))
+
+
+def _matches(part: str) -> list[Path]:
+    path = Path(part).expanduser()
+    if path.exists():
+        return [path]
+    return [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+
+
+def _add_folder(folder: Path, found: Found, seen: set[str], anonymous: str) -> None:
+    before = len(found.inputs) + len(found.refused)
+
+    def unreadable(error: OSError) -> None:
+        found.refused.append(Refused(str(error.filename), anonymous, f"{error.strerror}"))
+
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(parent, name)
+            real = os.path.realpath(path)
+            if name.startswith(".") or name.lower() in _SYSTEM or real in seen:
+                continue
+            seen.add(real)
+            _add(path, found, listed=False)
+    if len(found.inputs) + len(found.refused) == before:
+        found.refused.append(Refused(str(folder), anonymous, "a folder without images"))
+
+
+def _add(path: Path, found: Found, *, listed: bool) -> None:
+    suffix = path.suffix.lower()
+    if suffix in images.SUFFIXES:
+        kind = "array" if suffix == ".npy" else "image"
+        found.inputs.append(Input(path, kind, clean_name(path.stem)))
+    elif dicom.is_dicom(path):
+        found.inputs.append(Input(path, "dicom", ""))
+    elif listed or suffix in (*_VIDEO, *_PICTURES):
+        reason = "not an image of a kind that is read"
+        if suffix in _VIDEO:
+            reason = "a video: give the DICOM run that it was made from, or its frames as PNG"
+        found.refused.append(Refused(str(path), _digest_name(path, "file"), reason))
+    else:
+        found.ignored.append(path)
+
+
+def clean_name(stem: str) -> str:
+    """A name of letters, digits, '-', '_' and '.' from any other; 'image' where nothing stays."""
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:_LONGEST]
+    return name or "image"
+
+
+def _digest_name(path: Path, word: str) -> str:
+    """A name that says nothing: `word` and the beginning of the content's SHA-256."""
+    try:
+        with open(path, "rb") as file:
+            return f"{word}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    except OSError as error:
+        return f"{word}-unreadable-{error.errno}"
+
+
+def open_case(item: Input) -> Case:
+    """Opens an input. Two of the same name are told apart by their content, not by their order.
+
+    Raises:
+      UnreadableCase: with the reason.
+    """
+    try:
+        if item.kind == "dicom":
+            return dicom.open_dicom(item.path)
+        case = files.open_file(item.path, kind=item.kind, name=item.name)
+    except MemoryError:
+        raise UnreadableCase("too large for the memory") from None
+    except OSError as error:
+        raise UnreadableCase(f"{error.strerror or 'cannot be read'}") from None
+    return replace(case, id=f"{item.name}-{case.sha256[:8]}") if item.shared else case
+
+
+def frame_names(case: Case) -> list[str]:
+    """What the outputs of each frame are called: the id, and in a run ID_0007 for frame 7."""
+    return [case.id] if case.frames == 1 else [f"{case.id}_{i:04d}" for i in range(case.frames)]
+
+
+def distinct(case: Case, taken: set[str]) -> Case:
+    """The case under a name of which nothing in `taken` is called; that is added to it.
+
+    Needed for copies of one file in two folders, and for an image that is called as a frame of a
+    run. Upper and lower case are the same to some file systems.
+    """
+    number, tried = 1, case
+    while names := {name.casefold() for name in (tried.id, *frame_names(tried))}:
+        if not names & taken:
+            break
+        number += 1
+        tried = replace(case, id=f"{case.id}-{number}")
+    taken |= names
+    return tried

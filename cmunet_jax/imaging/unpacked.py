@@ -1,0 +1,216 @@
+"""The bytes of a DICOM, whatever it is packed in: plain, gzipped, or of the deflated syntax.
+
+What is packed is unpacked into an anonymous temporary file, with bounds, and only while it is
+needed: a folder of thousands of packed runs costs the space of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import pathlib
+import tempfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from cmunet_jax.imaging.case import UnreadableCase
+
+GZIP = b"\x1f\x8b"
+PREAMBLE = 128
+PREFIX = b"DICM"
+# The length of native pixel data has 32 bits, so no honest packed file holds more than this and
+# a header; and noise of a detector never packs as well as this ratio, which a bomb has to exceed.
+LARGEST = 2**32 + 2**28
+RATIO, RATIO_FROM = 200, 2**28
+_BLOCK = 2**20
+
+
+class Window:
+    """A file as pydicom reads it, which asks for as many bytes as a header says there are.
+
+    Its position is its own, so that several threads can read one file.
+
+    Attributes:
+      size: of the file in bytes. No read reserves memory for more than what is there.
+      short: whether more was asked for than there is: the file ends within an element.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._at = 0
+        self.size = os.fstat(file.fileno()).st_size
+        self.short = False
+
+    def read(self, count: int = -1) -> bytes:
+        """Up to `count` bytes; all that are left for a negative `count`."""
+        left = max(self.size - self._at, 0)
+        wanted = left if count < 0 else min(count, left)
+        data = os.pread(self._file.fileno(), wanted, self._at)
+        self._at += len(data)
+        # Readers find the end of a file by asking for the 8 bytes of an element that is not there.
+        self.short |= 0 < len(data) < count or (count > 8 and not data)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of a file."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        self._at = max(base + offset, 0)
+        self.short |= self._at > self.size
+        return self._at
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self._at
+
+
+def read_meta(window: Window) -> Dataset:
+    """The file meta information; leaves `window` at the first byte after it.
+
+    Preamble and meta information may be missing, as in files from before 1993 and from some tools.
+    """
+    window.seek(0)
+    if window.read(PREAMBLE + 4)[PREAMBLE:] != PREFIX:
+        window.seek(0)
+    return read_dataset(
+        window,  # type: ignore[arg-type]  # it has what pydicom uses of a file
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag.group != 2,
+    )
+
+
+class Unpacked:
+    """A DICOM on disk, of which `open` gives the bytes from the data set on.
+
+    Attributes:
+      path: of the file.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._stamp = _stamp(path)
+        self._copy: _Content | None = None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[tuple[Window, Dataset]]:
+        """Gives (the bytes, at the start of the data set; the file meta information).
+
+        A packed file stays unpacked until `release`. Several threads may be within.
+
+        Raises:
+          UnreadableCase: the file cannot be read or unpacked, or is no longer what it was.
+        """
+        with reasons():
+            if _stamp(self.path) != self._stamp:
+                raise UnreadableCase("the file changed while it was being used")
+            content = self._copy or self._unpack()
+            window = Window(content.file)
+            window.seek(content.start)
+            try:
+                yield window, content.meta
+            finally:
+                if not content.packed:
+                    content.file.close()
+
+    def release(self) -> None:
+        """Frees the space of an unpacked copy; the next `open` makes it again."""
+        self._copy = None
+
+    def _unpack(self) -> _Content:
+        file: IO[bytes] = open(self.path, "rb")
+        zipped = file.read(2) == GZIP
+        file.seek(0)
+        if zipped:
+            file = _copy(file, gzip.GzipFile(fileobj=file))
+        window = Window(file)
+        if not window.size:
+            raise UnreadableCase("empty file")
+        meta = read_meta(window)
+        start = window.tell()
+        deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+        if deflated:
+            file.seek(start)
+            file, start = _copy(file, _Inflated(file)), 0
+        content = _Content(file, meta, start, zipped or deflated)
+        if content.packed:
+            self._copy = content
+        return content
+
+
+@dataclass(frozen=True)
+class _Content:
+    file: IO[bytes]  # closed when nothing refers to it any more, if it was packed
+    meta: Dataset
+    start: int
+    packed: bool
+
+
+class _Inflated:
+    """What a raw deflate stream holds, read as a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def read(self, count: int) -> bytes:
+        while not self._stream.eof:
+            packed = self._stream.unconsumed_tail or self._file.read(_BLOCK)
+            data = self._stream.decompress(packed, count)
+            if data or not packed:
+                if not data:
+                    raise EOFError
+                return data
+        return b""
+
+
+def _copy(packed: IO[bytes], stream: gzip.GzipFile | _Inflated) -> IO[bytes]:
+    """All of `stream` in a file without a name; `packed`, which it reads from, is closed."""
+    target = tempfile.TemporaryFile()  # lives as long as the copy is needed
+    written, size = 0, os.fstat(packed.fileno()).st_size
+    with packed:
+        while block := stream.read(_BLOCK):
+            written += len(block)
+            if written > LARGEST or (written > RATIO_FROM and written > RATIO * size):
+                raise UnreadableCase("it unpacks to an absurd size")
+            target.write(block)
+    target.flush()
+    return target
+
+
+def _stamp(path: pathlib.Path) -> tuple[int, int, int]:
+    with reasons():
+        stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+@contextlib.contextmanager
+def reasons() -> Iterator[None]:
+    """Turns what can go wrong within into UnreadableCase.
+
+    The reasons are ours: the text of an exception may quote a value or the path, and either may
+    name the patient.
+    """
+    try:
+        yield
+    except UnreadableCase:
+        raise
+    except EOFError:
+        raise UnreadableCase("truncated: its compressed content ends too early") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise UnreadableCase("its compressed content is corrupt") from None
+    except RecursionError:
+        raise UnreadableCase("its sequences are nested absurdly deep") from None
+    except MemoryError:
+        raise UnreadableCase("too large for the memory, or corrupt") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise UnreadableCase(f"cannot be read ({reason})") from None
+    except Exception as error:  # pydicom and the decoders fail in many ways on nonsense
+        raise UnreadableCase(f"corrupt: it cannot be parsed ({type(error).__name__})") from None

@@ -1,0 +1,163 @@
+"""What files, folders and globs mean, and what each kind of file becomes."""
+
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+
+from cmunet_jax.imaging import files, inputs
+from cmunet_jax.imaging.case import UnreadableCase
+from tests.imaging import xa
+
+GREY = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
+
+
+def png(path, image=GREY):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def paths(found):
+    return [item.path for item in found.inputs]
+
+
+def test_folders_globs_and_files_in_a_fixed_order_each_file_once(tmp_path):
+    a, b = png(tmp_path / "x" / "b" / "2.png"), png(tmp_path / "x" / "a.bmp")
+    c, hidden = png(tmp_path / "c.tif"), png(tmp_path / "x" / ".hidden.png")
+    (tmp_path / "x" / "notes.txt").write_text("")
+    found = inputs.find(f"{c}, {tmp_path / 'x'},{tmp_path}/**/*.png,{a}")
+    assert paths(found) == [c, b, a] and not found.refused
+    assert hidden not in paths(found) and [p.name for p in found.ignored] == ["notes.txt"]
+
+
+def test_a_path_with_a_comma_is_understood_alone(tmp_path):
+    path = png(tmp_path / "left, right.png")
+    assert paths(inputs.find(str(path))) == [path]
+
+
+def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "film.MP4").write_bytes(b"film")
+    (tmp_path / "table.csv").write_text("1")
+    text = f"{tmp_path}/none,{tmp_path}/Doe.dcm,{tmp_path}/*.jpg,{tmp_path},{tmp_path}/table.csv"
+    found = inputs.find(text)
+    reasons = [(refused.input, refused.reason) for refused in found.refused]
+    digest = hashlib.sha256(b"film").hexdigest()[:12]
+    assert reasons[0] == ("input 1", "a folder without images")
+    assert reasons[1] == ("input 2", "no such file or folder")
+    assert reasons[2] == ("input 3", "matches nothing")
+    assert reasons[3][0] == f"file-{digest}" and "a video" in reasons[3][1]
+    assert not found.inputs and len(reasons) == 4 and [p.name for p in found.ignored]
+
+
+def test_names_are_distinct_and_do_not_depend_on_the_order(tmp_path):
+    one, two = png(tmp_path / "a" / "1.png"), png(tmp_path / "b" / "1.png", GREY[::-1])
+    copy = png(tmp_path / "c" / "1.png")
+
+    def named(text):
+        taken: set[str] = set()
+        cases = [inputs.distinct(inputs.open_case(i), taken) for i in inputs.find(text).inputs]
+        return {case.path: case.id for case in cases}
+
+    forward, backward = named(f"{one},{two},{copy}"), named(f"{two},{copy},{one}")
+    assert len(set(forward.values())) == 3 and forward[two] == backward[two]
+    assert forward[copy] == f"{forward[one]}-2"
+    assert named(str(one)) == {one: "1"}
+
+
+def test_an_image_called_as_a_frame_of_a_run_gets_another_name(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 9), np.uint8))
+    image = png(tmp_path / "a_0001.png")
+    taken: set[str] = set()
+    cases = [
+        inputs.distinct(inputs.open_case(item), taken)
+        for item in inputs.find(f"{tmp_path / 'a.npy'},{image}").inputs
+    ]
+    assert [case.id for case in cases] == ["a", "a_0001-2"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("a b/ü", "a-b-u"), ("..", "image"), ("血管", "image"), ("A.1_x-2", "A.1_x-2")],
+)
+def test_names_hold_nothing_that_a_shell_or_a_page_reads(stem, name):
+    assert inputs.clean_name(stem) == name
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.dstack([GREY] * 3 + [np.full_like(GREY, 9)]), GREY),  # RGBA of equal colours
+        (GREY.astype(np.uint16) * 257, GREY.astype(np.uint16) * 257),
+        (GREY[:15, :15], GREY[:15, :15]),
+    ],
+)
+def test_images_keep_their_levels(image, expected, tmp_path):
+    case = files.open_file(png(tmp_path / "i.png", image), kind="image", name="i")
+    assert (case.frames, case.height, case.width) == (1, *expected.shape)
+    assert case.read(0).dtype == expected.dtype
+    np.testing.assert_array_equal(case.read(0), expected)
+    assert case.sha256 == hashlib.sha256(case.path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("shape", "frames", "size"),
+    [((20, 30), 1, (20, 30)), ((20, 30, 3), 1, (20, 30)), ((5, 20, 30), 5, (20, 30)),
+     ((5, 20, 30, 3), 5, (20, 30)), ((1, 20, 30), 1, (20, 30))],
+)  # fmt: skip
+def test_arrays_are_images_or_runs(shape, frames, size, tmp_path):
+    array = np.random.default_rng(0).integers(0, 99, shape).astype(np.int64)
+    np.save(tmp_path / "a.npy", array)
+    case = files.open_file(tmp_path / "a.npy", kind="array", name="a")
+    assert (case.frames, (case.height, case.width)) == (frames, size)
+    last = case.read(frames - 1)
+    assert last.shape == size and last.dtype == np.float32
+    if len(shape) == 3 and shape[-1] > 4:
+        np.testing.assert_array_equal(last, array[-1])
+
+
+def test_a_tiff_of_several_pages_is_a_run(tmp_path):
+    pages = [GREY, GREY[::-1], GREY // 2]
+    assert cv2.imwritemulti(str(tmp_path / "t.tif"), pages)
+    case = files.open_file(tmp_path / "t.tif", kind="image", name="t")
+    assert case.frames == 3
+    for index, page in enumerate(pages):
+        np.testing.assert_array_equal(case.read(index), page)
+
+
+def _save(values):
+    return lambda path: np.save(path, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "reason"),
+    [
+        ("zero.png", lambda p: p.write_bytes(b""), "empty file"),
+        ("zero.npy", lambda p: p.write_bytes(b""), "empty file"),
+        ("text.png", lambda p: p.write_bytes(b"hello"), "not an image"),
+        ("cut.png", lambda p: p.write_bytes(png(p).read_bytes()[:-40]), "truncated"),
+        ("cut.npy", lambda p: p.write_bytes(b"\x93NUMPY\x01\x00v"), "corrupt"),
+        ("words.npy", _save(np.array(["a"])), "not of numbers"),
+        ("objects.npy", _save(np.array([None])), "corrupt or unsupported"),
+        ("none.npy", _save(np.zeros((0, 5))), "no pixels"),
+        ("many.npy", _save(np.zeros((2, 3, 4, 5, 6))), "neither"),
+        ("nan.npy", _save(np.full((9, 9), np.nan)), "NaN"),
+        ("nan_run.npy", _save(np.full((2, 9, 9), np.nan)), "NaN"),
+        ("huge.npy", _save(np.full((9, 9), 1e300)), "infinity"),
+    ],
+)
+def test_bad_files_give_a_reason(name, make, reason, tmp_path):
+    make(tmp_path / name)
+    (item,) = inputs.find(str(tmp_path / name)).inputs
+    with pytest.raises(UnreadableCase, match=reason):
+        inputs.open_case(item).read(0)
+
+
+def test_a_dicom_is_known_by_its_content_and_named_by_its_digest(tmp_path):
+    path = xa.write(tmp_path, xa.run(2), bits=12, name="Mustermann")
+    (item,) = inputs.find(str(tmp_path)).inputs
+    case = inputs.open_case(item)
+    assert case.kind == "dicom" and case.frames == 2
+    assert case.id == item.label == f"dicom-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
