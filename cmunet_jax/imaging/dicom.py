@@ -139,9 +139,11 @@ def _read(source: Unpacked, located: frames.Frames, index: int) -> NDArray[np.ge
 
 def silence() -> None:
     """Keeps what pydicom and highdicom warn of off the screen: it may quote a patient's."""
+    known = {getattr(module, "pattern", None) for _, _, _, module, _ in warnings.filters}
     for name in ("pydicom", "highdicom"):
         logging.getLogger(name).propagate = False
-        warnings.filterwarnings("ignore", module=name)
+        if name not in known:  # each change of the filters lets other warnings appear once more
+            warnings.filterwarnings("ignore", module=name)
 
 
 def _read_header(window: Window, meta: Dataset) -> tuple[Dataset, str]:
