@@ -62,7 +62,7 @@ def is_dicom(path: pathlib.Path) -> bool:
     A DICOMDIR, the index of a disc beside the images, is none. Nothing is raised: what cannot be
     read is judged by its suffix.
     """
-    if path.name.lower() == "dicomdir" or path.is_dir():
+    if path.name.lower() == "dicomdir" or (path.exists() and not path.is_file()):
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True

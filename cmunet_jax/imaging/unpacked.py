@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import os
 import pathlib
+import stat
 import tempfile
 import weakref
 import zlib
@@ -191,8 +192,10 @@ def _copy(stream: gzip.GzipFile | _Inflated, packed_size: int) -> File:
 
 def _stamp(path: pathlib.Path) -> tuple[int, int, int]:
     with reasons():
-        stat = path.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for whoever writes into it
+        raise UnreadableCase("it is not a file")
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager
