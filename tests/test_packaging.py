@@ -31,6 +31,9 @@ NOT_IMPORTED = {
     "flatbuffers": "jax.export serialises with it but does not declare it",
     "importlib-resources": "tensorflow-datasets imports it but does not declare it",
     "pillow": "tensorflow-datasets decodes PNG with it but does not declare it",
+    "pyjpegls": "pydicom decodes JPEG-LS with it",
+    "pylibjpeg": "pydicom asks it for openjpeg",
+    "pylibjpeg-openjpeg": "pydicom decodes JPEG 2000 with it",
 }
 # Imported by the modules that an extra is for, and by nothing when it is not installed.
 EXTRAS = {"torch": "bench"}

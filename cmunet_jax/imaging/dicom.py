@@ -62,7 +62,7 @@ def is_dicom(path: pathlib.Path) -> bool:
     A DICOMDIR, the index of a disc beside the images, is none. Nothing is raised: what cannot be
     read is judged by its suffix.
     """
-    if path.name.lower() == "dicomdir" or path.is_dir():
+    if path.name.lower() == "dicomdir" or (path.exists() and not path.is_file()):
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
@@ -139,9 +139,11 @@ def _read(source: Unpacked, located: frames.Frames, index: int) -> NDArray[np.ge
 
 def silence() -> None:
     """Keeps what pydicom and highdicom warn of off the screen: it may quote a patient's."""
+    known = {getattr(module, "pattern", None) for _, _, _, module, _ in warnings.filters}
     for name in ("pydicom", "highdicom"):
         logging.getLogger(name).propagate = False
-        warnings.filterwarnings("ignore", module=name)
+        if name not in known:  # each change of the filters lets other warnings appear once more
+            warnings.filterwarnings("ignore", module=name)
 
 
 def _read_header(window: Window, meta: Dataset) -> tuple[Dataset, str]:

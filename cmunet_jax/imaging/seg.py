@@ -2,9 +2,10 @@
 
 An angiographic run has no Frame of Reference: its frames are projections without a position in
 the patient. A segmentation needs one only where it lacks the Derivation Image functional group
-(PS3.3 A.51.3.1, table A.51-1, and A.51.5.1), and ours has it in every frame: each names the
-source's instance and frame number, whose rows and columns it shares. highdicom writes such objects
-for one frame only, so it makes the first, and what repeats from frame to frame is appended here.
+(PS3.3, table A.51-1); with that group "each pixel of the segmentation shall correspond to a pixel
+in a referenced image" (A.51.5.1). So every frame of ours names the source's instance and frame.
+highdicom writes such objects for one frame only; it makes the first, and what repeats from frame
+to frame is appended here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pydicom.filereader import read_dataset
 from pydicom.sr.codedict import codes
 from pydicom.valuerep import DA, TM
 
-import cmunet_jax
+from cmunet_jax import __version__
 from cmunet_jax.imaging import dicom
 from cmunet_jax.imaging.case import Case, UnreadableCase
 from cmunet_jax.imaging.unpacked import Unpacked
@@ -90,8 +91,8 @@ def write(
             made = _segmentation(header, planes, fractional, series, number, algorithm_version)
         # Type 2C where no Image Orientation says it; highdicom leaves it out.
         made.PatientOrientation = header.get("PatientOrientation") or ""
-        if not _calibrated(source):
-            made.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
+        # Only for frames with a place in the patient (table A.51-2); the source has the spacing.
+        made.SharedFunctionalGroupsSequence[0].pop("PixelMeasuresSequence", None)
         if source.frames > 1:
             _extend(made, planes, fractional)
         _save(file, made)
@@ -138,20 +139,11 @@ def _read(source: Case) -> Dataset:
         # What highdicom asks of an image that may have several frames, as of one that has one.
         header.NumberOfFrames = 1
         header.SharedFunctionalGroupsSequence = [Dataset()]
-        header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = _measures(source)
+        header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = hd.PixelMeasuresSequence(
+            pixel_spacing=(1, 1), slice_thickness=None
+        )
         _make_valid(header)
     return header
-
-
-def _calibrated(source: Case) -> bool:
-    """Whether its pixel spacing is one in the patient, and not only on the detector."""
-    return source.spacing is not None and source.spacing.source == "pixel spacing"
-
-
-def _measures(source: Case) -> hd.PixelMeasuresSequence:
-    """Pixel measures; some that are taken away again where there are none."""
-    spacing = (source.spacing.rows_mm, source.spacing.columns_mm) if source.spacing else (1, 1)
-    return hd.PixelMeasuresSequence(pixel_spacing=spacing, slice_thickness=None)
 
 
 def _make_valid(header: Dataset) -> None:
@@ -195,14 +187,13 @@ def _segmentation(
         pixel_array=(plane.astype(np.float32).clip(0, 1) if fractional else plane)[None],
         segmentation_type=kinds.FRACTIONAL if fractional else kinds.BINARY,
         segment_descriptions=[segment],
-        pixel_measures=header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence,
         series_instance_uid=series,
         series_number=SERIES_NUMBER,
         sop_instance_uid=uid.generate_uid(prefix=None),
         instance_number=number,
         manufacturer="CM-UNet in JAX",
         manufacturer_model_name="CM-UNet",
-        software_versions=cmunet_jax.__version__,
+        software_versions=__version__,
         device_serial_number="0",
         content_label="CORONARIES",
         content_description="Probability of coronary artery" if fractional else LABEL,

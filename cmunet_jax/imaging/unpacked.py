@@ -10,11 +10,12 @@ import contextlib
 import gzip
 import os
 import pathlib
+import stat
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -32,6 +33,18 @@ RATIO, RATIO_FROM = 200, 2**28
 _BLOCK = 2**20
 
 
+class File:
+    """An open file, closed when nothing refers to it any more: threads may share it.
+
+    Attributes:
+      number: of the file, for the system.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        weakref.finalize(self, os.close, number)
+
+
 class Window:
     """A file as pydicom reads it, which asks for as many bytes as a header says there are.
 
@@ -42,17 +55,17 @@ class Window:
       short: whether more was asked for than there is: the file ends within an element.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: File) -> None:
         self._file = file
         self._at = 0
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = os.fstat(file.number).st_size
         self.short = False
 
     def read(self, count: int = -1) -> bytes:
         """Up to `count` bytes; all that are left for a negative `count`."""
         left = max(self.size - self._at, 0)
         wanted = left if count < 0 else min(count, left)
-        data = os.pread(self._file.fileno(), wanted, self._at)
+        data = os.pread(self._file.number, wanted, self._at)
         self._at += len(data)
         # Readers find the end of a file by asking for the 8 bytes of an element that is not there.
         self.short |= 0 < len(data) < count or (count > 8 and not data)
@@ -113,22 +126,18 @@ class Unpacked:
             content = self._copy or self._unpack()
             window = Window(content.file)
             window.seek(content.start)
-            try:
-                yield window, content.meta
-            finally:
-                if not content.packed:
-                    content.file.close()
+            yield window, content.meta
 
     def release(self) -> None:
         """Frees the space of an unpacked copy; the next `open` makes it again."""
         self._copy = None
 
     def _unpack(self) -> _Content:
-        file: IO[bytes] = open(self.path, "rb")
-        zipped = file.read(2) == GZIP
-        file.seek(0)
+        file = File(os.open(self.path, os.O_RDONLY))
+        zipped = Window(file).read(2) == GZIP
         if zipped:
-            file = _copy(file, gzip.GzipFile(fileobj=file))
+            with open(self.path, "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+                file = _copy(stream, self._stamp[1])
         window = Window(file)
         if not window.size:
             raise UnreadableCase("empty file")
@@ -136,32 +145,30 @@ class Unpacked:
         start = window.tell()
         deflated = meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
         if deflated:
-            file.seek(start)
-            file, start = _copy(file, _Inflated(file)), 0
-        content = _Content(file, meta, start, zipped or deflated)
-        if content.packed:
+            file, start = _copy(_Inflated(window), window.size), 0
+        content = _Content(file, meta, start)
+        if zipped or deflated:
             self._copy = content
         return content
 
 
 @dataclass(frozen=True)
 class _Content:
-    file: IO[bytes]  # closed when nothing refers to it any more, if it was packed
+    file: File
     meta: Dataset
     start: int
-    packed: bool
 
 
 class _Inflated:
     """What a raw deflate stream holds, read as a file."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, packed: Window) -> None:
+        self._packed = packed
         self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
 
     def read(self, count: int) -> bytes:
         while not self._stream.eof:
-            packed = self._stream.unconsumed_tail or self._file.read(_BLOCK)
+            packed = self._stream.unconsumed_tail or self._packed.read(_BLOCK)
             data = self._stream.decompress(packed, count)
             if data or not packed:
                 if not data:
@@ -170,24 +177,25 @@ class _Inflated:
         return b""
 
 
-def _copy(packed: IO[bytes], stream: gzip.GzipFile | _Inflated) -> IO[bytes]:
-    """All of `stream` in a file without a name; `packed`, which it reads from, is closed."""
-    target = tempfile.TemporaryFile()  # lives as long as the copy is needed
-    written, size = 0, os.fstat(packed.fileno()).st_size
-    with packed:
+def _copy(stream: gzip.GzipFile | _Inflated, packed_size: int) -> File:
+    """All of `stream` in a file without a name."""
+    written = 0
+    with tempfile.TemporaryFile() as target:
         while block := stream.read(_BLOCK):
             written += len(block)
-            if written > LARGEST or (written > RATIO_FROM and written > RATIO * size):
+            if written > LARGEST or (written > RATIO_FROM and written > RATIO * packed_size):
                 raise UnreadableCase("it unpacks to an absurd size")
             target.write(block)
-    target.flush()
-    return target
+        target.flush()
+        return File(os.dup(target.fileno()))
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int, int]:
     with reasons():
-        stat = path.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for whoever writes into it
+        raise UnreadableCase("it is not a file")
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What cannot be read says why, in one line without a name, and nothing else happens."""
 
 import gzip
+import os
 import subprocess
 import sys
 import zlib
@@ -69,7 +70,10 @@ def test_empty_missing_or_a_folder(tmp_path):
     path.unlink()
     assert reason(path) == "cannot be read (No such file or directory)"
     path.mkdir()
-    assert reason(path) == "cannot be read (Is a directory)"
+    assert reason(path) == "it is not a file"
+    path.rmdir()
+    os.mkfifo(path)
+    assert reason(path) == "it is not a file" and not dicom.is_dicom(path)
 
 
 def test_what_is_no_dicom(tmp_path):

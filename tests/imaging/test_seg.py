@@ -1,5 +1,7 @@
 """Masks travel as DICOM Segmentations that refer to the frames they were made from."""
 
+import dataclasses
+
 import highdicom as hd
 import numpy as np
 import pytest
@@ -117,18 +119,19 @@ def test_probabilities_are_a_second_segmentation_of_the_series(tmp_path):
     assert np.abs(got - np.stack([chances[1], chances[3]])).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.parametrize("frames", [1, 5])
 @pytest.mark.parametrize(
-    ("elements", "expected"),
-    [
-        ({"PixelSpacing": [0.2, 0.3]}, [0.2, 0.3]),
-        ({"ImagerPixelSpacing": [0.2, 0.3]}, None),
-        ({}, None),
-    ],
+    "kind", [uid.XRayAngiographicImageStorage, uid.SecondaryCaptureImageStorage]
 )
-def test_only_calibrated_spacing_is_repeated(tmp_path, elements, expected):
-    data = dcmread(written(tmp_path, source(tmp_path, elements=elements), masks(0, 1)))
-    measures = data.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
-    assert (measures[0].PixelSpacing if measures else None) == expected
+def test_no_place_in_the_patient_is_made_up(tmp_path, kind, frames):
+    if kind == uid.SecondaryCaptureImageStorage and frames > 1:
+        return
+    elements = {"SOPClassUID": kind, "PixelSpacing": [0.2, 0.3]}
+    case = source(tmp_path, FRAMES[:frames], elements=elements)
+    data = dcmread(written(tmp_path, case, masks(0)))
+    groups = (data.SharedFunctionalGroupsSequence[0], data.PerFrameFunctionalGroupsSequence[0])
+    for keyword in ("PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence"):
+        assert not any(keyword in group for group in groups)
 
 
 FRAME_OF_REFERENCE = f"{xa.ROOT}.9"
@@ -201,8 +204,6 @@ def test_other_sources_and_frames_are_refused(tmp_path):
     for planes in ({}, {5: masks(0)[0]}, {-1: masks(0)[0]}, {0: np.zeros((3, 3), bool)}):
         with pytest.raises(ValueError, match="frame"):
             written(tmp_path, case, planes)
-    import dataclasses
-
     with pytest.raises(UnreadableCase, match="no DICOM"):
         written(tmp_path, dataclasses.replace(case, kind="image"), masks(0))
 

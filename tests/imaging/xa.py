@@ -127,7 +127,7 @@ def write(
 def _header(frames: np.ndarray, bits: int | None) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = uid.XRayAngiographicImageStorage
-    meta.MediaStorageSOPInstanceUID = INSTANCE
+    meta.MediaStorageSOPInstanceUID = uid.UID(INSTANCE)
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     d = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     d.SpecificCharacterSet = "ISO_IR 100"
