@@ -17,7 +17,7 @@ import ml_collections
 
 from tfds_angio.errors import UserError
 
-STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report", "benchmark")
+STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report", "benchmark", "view")
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
 FREE = (
@@ -44,6 +44,7 @@ _REQUIRED = {
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
     "report": ("sweep", "title", "resamples"),
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),
+    "view": ("input", "compare", "images", "labels", "overwrite", "port", "open_browser"),
     "sweep": ("methods", "labels", "data", "test_split", "pretrain", "finetune", "evaluate"),
 }
 _RANGES = {
@@ -67,6 +68,7 @@ _RANGES = {
     "seconds": (0, math.inf),
     "threads": (0, math.inf),
     "metrics.images": (1, math.inf),
+    "port": (0, 65535),
 }
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*$")
 
@@ -260,7 +262,8 @@ def _check_values(values: Mapping[str, Any], prefix: str) -> None:
             )
     for key, (low, high) in _RANGES.items():
         value = values.get(key)
-        if value is not None and not low <= value <= high:
+        # The same word may name a folder elsewhere: labels of a training are a number.
+        if isinstance(value, int | float) and not low <= value <= high:
             limit = f"at least {low}" if math.isinf(high) else f"in {low}..{high}"
             raise UserError(f"config.{prefix}{key}={value} must be {limit}.")
     rate = values.get("optim.learning_rate")

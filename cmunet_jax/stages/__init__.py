@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmunet_jax.stages import benchmark, evaluate, quickstart, report, sweep, train
+from cmunet_jax.stages import benchmark, evaluate, quickstart, report, sweep, train, view
 
 STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "pretrain": train.run,
@@ -13,9 +13,10 @@ STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "report": report.run,
     "sweep": sweep.run,
     "benchmark": benchmark.run,
+    "view": view.run,
 }
 """config.stage -> (config, workdir) -> exit status."""
 
-WITHOUT_DEVICE = ("sweep", "report", "benchmark")
+WITHOUT_DEVICE = ("sweep", "report", "benchmark", "view")
 """Stages that compute nothing themselves, leave the accelerator to their processes, or set up the
 devices when they have chosen how many cores JAX may use."""

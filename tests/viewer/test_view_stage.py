@@ -1,0 +1,93 @@
+"""The command: it says where it listens, ends when it is told to, and is clear about mistakes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cmunet_jax.stages import STAGES, WITHOUT_DEVICE, view
+from cmunet_jax.viewer import server
+from tests.conftest import ROOT
+from tests.viewer import fake_run
+from tfds_angio.errors import UserError
+
+
+def config_for(**changed):
+    config = importlib.import_module("configs.view").get_config()
+    config.update(changed)
+    return config
+
+
+# Most of its time goes into the imports of all stages, so that once is enough for `make test`.
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=str
+)
+def test_it_serves_until_it_is_told_to_end(two_runs, tmp_path: Path, number: signal.Signals):
+    command = [sys.executable, "-u", "-m", "cmunet_jax.main", "--config", "configs/view.py"]
+    flags = [f"--config.input={two_runs[0]}", f"--config.labels={tmp_path / 'labels'}"]
+    with subprocess.Popen(
+        [*command, *flags],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            lines = [process.stdout.readline() for _ in range(3)]
+            assert lines[0].startswith("2 cases, 6 frames; corrected masks go to")
+            address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/)#(\S{32})\n", lines[1])
+            assert address and lines[2] == "Ctrl-C ends.\n"
+            with urllib.request.urlopen(address[1], timeout=60) as page:
+                assert b"<title>CM-UNet viewer</title>" in page.read()
+            asked = urllib.request.Request(
+                f"{address[1]}api/cases", headers={"X-Viewer-Token": address[2]}
+            )
+            with urllib.request.urlopen(asked, timeout=60) as cases:
+                assert cases.status == 200
+            process.send_signal(number)
+            out, errors = process.communicate(timeout=60)
+            assert (process.returncode, out, errors) == (0, "", "")
+        finally:
+            process.kill()
+
+
+def test_it_needs_no_device():
+    assert STAGES["view"] is view.run and "view" in WITHOUT_DEVICE
+
+
+def test_a_port_that_is_taken_is_named(two_runs, tmp_path: Path):
+    with server.listen(0) as taken:
+        port = taken.getsockname()[1]
+        config = config_for(input=str(two_runs[0]), labels=str(tmp_path / "labels"), port=port)
+        with pytest.raises(UserError, match=rf"config\.port={port} cannot be used"):
+            view.run(config, None)
+
+
+def test_mistakes_are_one_line(two_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run, labels = str(two_runs[0]), str(tmp_path / "labels")
+    with pytest.raises(UserError, match="runs/predictions is no predict run"):
+        view.run(config_for(), None)
+    with pytest.raises(UserError, match=r"config\.compare"):
+        view.run(config_for(input=run, compare=str(tmp_path)), None)
+    with pytest.raises(UserError, match="give one"):
+        view.run(config_for(input=run, images=run), None)
+    with pytest.raises(UserError, match=r"--config\.labels"):
+        view.run(config_for(input=run, labels=labels), tmp_path / "work")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"config\.labels=.* cannot be written"):
+        view.run(config_for(input=run, labels=str(tmp_path / "file")), None)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_images_need_no_run(tmp_path: Path):
+    fake_run.build(tmp_path / "run")
+    catalogue = view.catalogue_of(config_for(images=str(tmp_path / "run/frames")))
+    assert len(catalogue.cases) == 6 and not catalogue.checkpoints
