@@ -58,6 +58,7 @@ async function open(at, frame, { refit = false } = {}) {
   draw();
   ahead();
   await analyse(ticket);
+  get("picture").dataset.shown = keyOf(shown); // all of it has come: for whoever drives the page
 }
 
 /** Before another frame comes: ends a stroke, forgets a mask that nobody has touched. */
@@ -69,6 +70,7 @@ function leave() {
 
 function close(words) {
   state.shown = null;
+  get("picture").dataset.shown = "";
   stage.marks = [];
   stage.show([], "one");
   diameters.show(null, "");

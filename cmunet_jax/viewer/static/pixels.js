@@ -10,9 +10,9 @@ export const HEAT = Array.from({ length: 256 }, (_, value) => {
   return STOPS[low].map((a, i) => a + (STOPS[low + 1][i] - a) * (at - low));
 });
 
-/** Grey values after a window of `width` around `level`: [256]. */
+/** Grey values after a window of `width` around `level`: [256]; 255 around 128 changes none. */
 export function windowed(level, width) {
-  return Uint8ClampedArray.from({ length: 256 }, (_, v) => ((v - level) / width + 0.5) * 255);
+  return Uint8ClampedArray.from({ length: 256 }, (_, v) => ((v + 0.5 - level) / width + 0.5) * 255);
 }
 
 /** Whether a pixel of a mask touches one that is not in it. */

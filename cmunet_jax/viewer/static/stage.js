@@ -258,10 +258,14 @@ export class Stage {
   }
 
   _move(event) {
-    const before = this.pointers.get(event.pointerId), place = this.toPicture(event);
-    this.on.hover(place);
+    if (this.dragging) this._drag(event);
+    this.on.hover(this.toPicture(event)); // after it was moved
     this.canvas.style.cursor = this.tool !== "look" ? "none" : this._onDivider(event) ? "ew-resize" : "";
-    if (!before || !this.dragging) return;
+  }
+
+  _drag(event) {
+    const before = this.pointers.get(event.pointerId), place = this.toPicture(event);
+    if (!before) return;
     const now = { x: event.clientX, y: event.clientY }, ratio = devicePixelRatio || 1;
     const dx = now.x - before.x, dy = now.y - before.y;
     this.pointers.set(event.pointerId, now);
