@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from cmunet_jax.viewer import confined, labels
-from tests.conftest import ROOT
+from cmunet_jax.viewer import confined, labels, runs
 from tests.viewer.client import Viewer, viewing
 from tests.viewer.fake_run import HEIGHT, WIDTH
+from tfds_angio import build
 from tfds_angio.errors import UserError
+from tfds_angio.prepare import open_dataset
 
 RUN = 1  # the case of five frames
 
@@ -78,8 +77,6 @@ def test_a_label_is_replaced_only_when_that_is_said(viewer: Viewer):
 
 
 def test_the_config_can_say_it_for_all(two_runs, tmp_path):
-    from cmunet_jax.viewer import runs
-
     with viewing(runs.of_runs(two_runs[0], None), tmp_path, overwrite=True) as viewer:
         for seed in (0, 1):
             assert post(viewer, painted(seed)).status == 200
@@ -190,20 +187,9 @@ def test_the_labels_are_a_data_set(viewer: Viewer, tmp_path: Path):
         assert post(viewer, painted(frame), f"{RUN}/{frame}").status == 200
     post(viewer, painted(9))
     data = tmp_path / "data"
-    command = ["tfds_angio.build", "angio_folder", "--source", str(viewer.labels)]
     options = ["--data_dir", str(data), "--no-progress", "--workers", "1"]
     options += ["--option", "val_fraction=0", "--option", "test_fraction=0"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    from tfds_angio.prepare import open_dataset
-
+    assert build.main(["angio_folder", "--source", str(viewer.labels), *options]) == 0
     dataset = open_dataset("angio_folder", data_dir=data)
     found = {e["id"]: e for e in dataset.source("train")}
     assert len(found) == 6

@@ -35,7 +35,13 @@ def place(where: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("width", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light"), (PHONE, "dark")]
+    ("width", "scheme"),
+    [
+        (DESK, "light"),
+        (PHONE, "dark"),
+        pytest.param(DESK, "dark", marks=pytest.mark.slow),
+        pytest.param(PHONE, "light", marks=pytest.mark.slow),
+    ],
 )
 def test_it_opens_quietly_and_can_be_read_by_all(
     chromium: Any, standing: Viewer, width: int, scheme: str
@@ -98,6 +104,7 @@ def test_scrubbing_changes_the_frame(chromium: Any, standing: Viewer, two_runs):
         assert found.said == []
 
 
+@pytest.mark.slow
 def test_a_run_plays(chromium: Any, standing: Viewer):
     with opened(chromium, standing) as found:
         found.press("j")
@@ -136,6 +143,7 @@ def test_fading_changes_the_pixels(chromium: Any, standing: Viewer, two_runs):
         assert np.array_equal(found.canvas(), before)
 
 
+@pytest.mark.slow
 def test_two_checkpoints_are_compared(chromium: Any, standing: Viewer):
     both, first = place(THICK & THIN), place(THICK & ~THIN)
     with opened(chromium, standing) as found:
@@ -162,6 +170,7 @@ def test_two_checkpoints_are_compared(chromium: Any, standing: Viewer):
         assert found.page.text_content("#caption-b") == "Checkpoint 2"
 
 
+@pytest.mark.slow
 def test_zoom_and_pan(chromium: Any, standing: Viewer):
     with opened(chromium, standing) as found:
         fitted = found.canvas()
@@ -224,10 +233,11 @@ def test_diameters_are_shown_and_found_on_the_frame(chromium: Any, standing: Vie
         found.page.locator("#centrelines").check()
         assert not np.array_equal(found.canvas(), plain)
         found.page.select_option("#qca-which", "b")
-        thin = fake_run.analysis(0, 6.0)["minimal_diameter_mm"]
+        thin = min(fake_run.vessel(0, 6.0)[1]) * fake_run.SPACING
         found.page.wait_for_selector(f"#segments td:has-text('{thin:.2f}')")
 
 
+@pytest.mark.slow
 def test_cases_are_filtered(chromium: Any, standing: Viewer):
     with opened(chromium, standing) as found:
         found.press("/")
@@ -240,6 +250,7 @@ def test_cases_are_filtered(chromium: Any, standing: Viewer):
         assert "notes.txt: no image" in found.page.text_content("#failed-list")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_and_the_rest_is_shown(chromium: Any, tmp_path: Path):
     run = fake_run.build(tmp_path / "run")
     (run / "masks/left-anterior.png").unlink()

@@ -78,6 +78,7 @@ def test_a_stroke_of_the_mouse_is_saved_as_it_is_drawn(chromium: Any, viewer: Vi
         assert found.said == []
 
 
+@pytest.mark.slow
 def test_undo_and_redo(chromium: Any, viewer: Viewer):
     with opened(chromium, viewer) as found:
         found.press("g", "p")
@@ -135,6 +136,7 @@ def test_all_of_it_goes_by_keys(chromium: Any, viewer: Viewer):
         assert found.said == []
 
 
+@pytest.mark.slow
 def test_everything_is_reached_by_tab_and_is_seen_there(chromium: Any, viewer: Viewer):
     with opened(chromium, viewer) as found:
         browser.unfold(found.page)
@@ -169,6 +171,7 @@ def test_everything_is_reached_by_tab_and_is_seen_there(chromium: Any, viewer: V
         assert found.page.locator("[data-tool=erase]").get_attribute("aria-pressed") == "false"
 
 
+@pytest.mark.slow
 def test_a_label_is_replaced_only_after_a_question(chromium: Any, viewer: Viewer):
     with opened(chromium, viewer) as found:
         save(found)
@@ -195,6 +198,7 @@ def test_a_label_is_replaced_only_after_a_question(chromium: Any, viewer: Viewer
         assert f"{dice:.3f}" in found.page.text_content("#agreement")
 
 
+@pytest.mark.slow
 def test_another_mask_to_start_from_can_be_undone(chromium: Any, viewer: Viewer):
     with opened(chromium, viewer) as found:
         found.press("p", "g", "Space", "v")
@@ -207,6 +211,7 @@ def test_another_mask_to_start_from_can_be_undone(chromium: Any, viewer: Viewer)
         assert np.array_equal(saved(viewer), PREDICTED)
 
 
+@pytest.mark.slow
 def test_a_finger_paints_on_a_phone(chromium: Any, viewer: Viewer):
     with opened(chromium, viewer, width=PHONE) as found:
         found.page.locator("[data-tool=paint]").tap()
@@ -228,6 +233,7 @@ def test_a_finger_paints_on_a_phone(chromium: Any, viewer: Viewer):
         assert small == []
 
 
+@pytest.mark.slow
 def test_an_image_without_prediction_is_painted_from_nothing(chromium: Any, tmp_path):
     cv2.imwrite(str(tmp_path / "pool.png"), fake_run.picture(PREDICTED, 3))
     with (
@@ -244,6 +250,7 @@ def test_an_image_without_prediction_is_painted_from_nothing(chromium: Any, tmp_
         assert found.said == []
 
 
+@pytest.mark.slow
 def test_frames_keep_what_was_painted_on_them(chromium: Any, viewer: Viewer):
     with opened(chromium, viewer) as found:
         found.press("j")

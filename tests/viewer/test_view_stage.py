@@ -25,30 +25,36 @@ def config_for(**changed):
     return config
 
 
-# Most of its time goes into the imports of all stages, so that once is enough for `make test`.
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=str
-)
-def test_it_serves_until_it_is_told_to_end(two_runs, tmp_path: Path, number: signal.Signals):
-    command = [sys.executable, "-u", "-m", "cmunet_jax.main", "--config", "configs/view.py"]
-    flags = [f"--config.input={two_runs[0]}", f"--config.labels={tmp_path / 'labels'}"]
+# The same server as the stage's, without the seconds that importing all stages takes.
+ALONE = """
+import pathlib, sys
+from cmunet_jax.viewer import app, labels, runs, server
+run, folder = map(pathlib.Path, sys.argv[1:])
+labels.prepare(folder)
+server.serve(app.Served(runs.of_runs(run, None), folder, False), port=0, open_browser=False)
+"""
+COMMAND = ["-m", "cmunet_jax.main", "--config", "configs/view.py"]
+
+
+def serve_and_end(arguments: list[str], number: signal.Signals) -> list[str]:
+    """Starts Python, asks the server for its page and ends it; returns what it said before."""
     with subprocess.Popen(
-        [*command, *flags],
+        [sys.executable, "-u", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         try:
-            lines = [process.stdout.readline() for _ in range(3)]
-            assert lines[0].startswith("2 cases, 6 frames; corrected masks go to")
-            address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/)#(\S{32})\n", lines[1])
-            assert address and lines[2] == "Ctrl-C ends.\n"
+            lines = []
+            while not (lines and lines[-1] == "Ctrl-C ends.\n"):
+                lines.append(process.stdout.readline())
+                assert lines[-1], process.stderr.read()
+            address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/)#(\S{32})\n", lines[-2])
             with urllib.request.urlopen(address[1], timeout=60) as page:
                 assert b"<title>CM-UNet viewer</title>" in page.read()
-            asked = urllib.request.Request(
-                f"{address[1]}api/cases", headers={"X-Viewer-Token": address[2]}
-            )
+            token = {"X-Viewer-Token": address[2]}
+            asked = urllib.request.Request(f"{address[1]}api/cases", headers=token)
             with urllib.request.urlopen(asked, timeout=60) as cases:
                 assert cases.status == 200
             process.send_signal(number)
@@ -56,6 +62,20 @@ def test_it_serves_until_it_is_told_to_end(two_runs, tmp_path: Path, number: sig
             assert (process.returncode, out, errors) == (0, "", "")
         finally:
             process.kill()
+    return lines[:-2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_it_serves_until_it_is_told_to_end(two_runs, tmp_path: Path, number: signal.Signals):
+    assert not serve_and_end(["-c", ALONE, str(two_runs[0]), str(tmp_path / "labels")], number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_so_does_the_command(two_runs, tmp_path: Path, number: signal.Signals):
+    flags = [f"--config.input={two_runs[0]}", f"--config.labels={tmp_path / 'labels'}"]
+    (said,) = serve_and_end([*COMMAND, *flags], number)
+    assert said.startswith("2 cases, 6 frames; corrected masks go to")
 
 
 def test_it_needs_no_device():

@@ -118,7 +118,7 @@ function bar() {
   get("scrub").hidden = frames.length < 2;
   Object.assign(get("frame"), { max: Math.max(0, frames.length - 1), value: state.frame });
   const words = frame ? `${state.frame + 1} of ${frames.length}` : "";
-  get("frame-value").textContent = frame && frame.index !== state.frame ? `${words} (no. ${frame.index + 1})` : words;
+  get("frame-value").textContent = frame && frame.index !== state.frame ? `${words}, frame ${frame.index + 1}` : words;
   get("frame").setAttribute("aria-valuetext", `frame ${words}`);
   get("picture").setAttribute("aria-label", `${found.id}${frames.length > 1 ? `, frame ${words}` : ""}`);
 }
@@ -177,6 +177,16 @@ function draw() {
   state.fit = false;
   captions(compared && state.mode !== "difference");
   if (against) writeAgreement(get("agreement"), shown, against);
+}
+
+/** Draws once for all that sliders said since the screen was last painted. */
+function soon() {
+  if (state.drawing) return;
+  state.drawing = true;
+  requestAnimationFrame(() => {
+    state.drawing = false;
+    draw();
+  });
 }
 
 /** Says which of two pictures is which. */
@@ -376,7 +386,7 @@ function zoom(factor) {
 function setWindow(level, width) {
   get("level").value = level;
   get("width").value = width;
-  draw();
+  soon();
 }
 
 function arrow(event) {
@@ -407,7 +417,7 @@ function wire() {
     "window-reset": () => setWindow(128, 255),
   };
   for (const [id, act] of Object.entries(acts)) click(id, act);
-  for (const id of ["mask-fade", "probability-fade", "outline", "level", "width", "swipe"]) input(id, draw);
+  for (const id of ["mask-fade", "probability-fade", "outline", "level", "width", "swipe"]) input(id, soon);
   input("frame", () => (stop(), open(state.case, +get("frame").value)));
   input("brush", () => brush(+get("brush").value));
   input("start", () => restart(get("start").value));
@@ -434,7 +444,7 @@ async function start() {
   stage = new Stage(get("picture"), {
     paint, hover, moved: zoomed,
     window: (dx, dy) => setWindow(+get("level").value - dy, Math.max(1, +get("width").value + dx)),
-    divided: (share) => (get("swipe").value = Math.round(share * 100), draw()),
+    divided: (share) => (get("swipe").value = Math.round(share * 100), soon()),
   });
   diameters = new Diameters({ segment: marks, place: (place) => (diameters.pointed = true, stage.reveal(place), marks()) });
   try {

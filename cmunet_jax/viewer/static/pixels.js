@@ -21,6 +21,25 @@ function edge(mask, at, x, y, width, height) {
     !mask[at - 1] || !mask[at + 1] || !mask[at - width] || !mask[at + width];
 }
 
+/** Colours of every grey value under every tint, as 32 bits: [tints × 256]. */
+function palette(table, tints, fade) {
+  const bytes = new Uint8ClampedArray(tints.length * 256 * 4).fill(255);
+  tints.forEach((tint, code) => table.forEach((grey, value) => {
+    for (let i = 0; i < 3; i++) bytes[(code * 256 + value) * 4 + i] = tint ? grey + fade * (tint[i] - grey) : grey;
+  }));
+  return new Uint32Array(bytes.buffer);
+}
+
+/** One pixel with its probability on it: the heat over the grey, the tint over both. */
+function warmed(data, to, grey, chance, heat, tint, fade) {
+  const a = heat * chance, colour = HEAT[chance];
+  for (let i = 0; i < 3; i++) {
+    const warm = grey + a * (colour[i] - grey);
+    data[to + i] = tint ? warm + fade * (tint[i] - warm) : warm;
+  }
+  data[to + 3] = 255;
+}
+
 /**
  * Writes the pixels of `box` into `data` (RGBA of the whole picture).
  *
@@ -28,23 +47,18 @@ function edge(mask, at, x, y, width, height) {
  * with `other` the two masks are told apart by colour, else the mask has the colour `tint`.
  */
 export function compose(data, look, box) {
-  const { width, height, grey, table, probability, mask, other, fade, outline } = look;
+  const { width, height, grey, table, probability, mask, other, fade } = look;
   const tints = other ? [null, FIRST, SECOND, BOTH] : [null, look.tint];
-  const heat = probability ? look.probabilityFade / 255 : 0;
+  const colours = palette(table, tints, fade), pixels = new Uint32Array(data.buffer);
+  const heat = probability ? look.probabilityFade / 255 : 0, outline = look.outline && !other;
   for (let y = box.top; y <= box.bottom; y++) {
     for (let x = box.left; x <= box.right; x++) {
-      const at = y * width + x, to = at * 4, value = table[grey[at]];
-      let r = value, g = value, b = value;
-      if (heat && probability[at]) {
-        const a = heat * probability[at], c = HEAT[probability[at]];
-        r += a * (c[0] - r); g += a * (c[1] - g); b += a * (c[2] - b);
-      }
-      const code = (mask ? mask[at] : 0) + (other ? 2 * other[at] : 0);
-      if (code && fade && (!outline || other || edge(mask, at, x, y, width, height))) {
-        const c = tints[code];
-        r += fade * (c[0] - r); g += fade * (c[1] - g); b += fade * (c[2] - b);
-      }
-      data[to] = r; data[to + 1] = g; data[to + 2] = b; data[to + 3] = 255;
+      const at = y * width + x;
+      let code = mask[at];
+      if (other) code += 2 * other[at];
+      if (outline && code && !edge(mask, at, x, y, width, height)) code = 0;
+      if (heat && probability[at]) warmed(data, at * 4, table[grey[at]], probability[at], heat, tints[code], fade);
+      else pixels[at] = colours[code * 256 + grey[at]];
     }
   }
 }
