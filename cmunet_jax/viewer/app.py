@@ -120,8 +120,8 @@ def _pixels(served: Served, frame: Frame, kind: str) -> NDArray[np.uint8]:
 def _layer(served: Served, at: Mapping[str, Any]) -> Response:
     _, frame = _found(served, at)
     kind = at["kind"]
-    absent = kind not in frame.layers
-    if kind not in catalogue_lib.KINDS or (absent and kind != "label"):
+    wanted = "frame" if kind == "label" else kind  # of a label is asked whether it is of this frame
+    if kind not in catalogue_lib.KINDS or wanted not in frame.layers:
         return _refused(frame.problem or "there is no such layer", 404)
     try:
         pixels = _pixels(served, frame, kind)

@@ -62,10 +62,10 @@ def probability(data: bytes, shape: tuple[int, int]) -> Pixels:
     """
     if not data.startswith(b"PK"):
         pixels = _decode_png(data, shape)
-        if pixels.dtype.kind != "u":
+        full = {"uint8": 255, "uint16": 65535}.get(str(pixels.dtype))
+        if full is None:
             raise Unreadable(f"probabilities of {pixels.dtype}")
-        values = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-        return np.rint(255 * values).astype(np.uint8)
+        return np.rint(pixels.astype(np.float32) * (255 / full)).astype(np.uint8)
     values = _probability_npz(data, shape)
     if not (values >= 0).all() or not (values <= 1).all():  # also False for NaN
         raise Unreadable("probabilities that are not between 0 and 1")
@@ -94,5 +94,5 @@ def _probability_npz(data: bytes, shape: tuple[int, int]) -> NDArray[np.float32]
 def png(pixels: Pixels) -> bytes:
     """An 8-bit grey PNG of uint8 [H, W], without metadata."""
     buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels, mode="L").save(buffer, "PNG")
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -7,7 +7,6 @@ A run may come from anywhere, so nothing in predictions.json is believed: files 
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunet_jax.predict import record
 from cmunet_jax.viewer import analysis, catalogue, confined, layers
 from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame
 from tfds_angio.errors import UserError
 
-FILE, FORMAT = "predictions.json", 1
 _MAX_BYTES = 2**26
 _MAX_CASES, _MAX_FRAMES = 100_000, 10_000
 _DECODERS: Mapping[str, Callable[[bytes, tuple[int, int]], NDArray[np.uint8]]] = {
@@ -51,19 +50,19 @@ def read(root: pathlib.Path, key: str, which: str) -> Run:
     Raises:
       UserError: if it is no predict run, or its document cannot be understood.
     """
-    remedy = f"config.{key}: give the workdir of configs/predict.py."
-    if not (root / FILE).exists():
-        raise UserError(f"{root} is no predict run: it has no {FILE}. {remedy}")
     try:
-        document = json.loads(confined.read(root, FILE, limit=_MAX_BYTES))
-    except (confined.Unreadable, ValueError, RecursionError) as error:
-        raise UserError(f"{root / FILE} is damaged ({error}). {remedy}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        if (root / record.FILE).stat().st_size > _MAX_BYTES:
+            raise UserError(f"{root / record.FILE} is larger than {_MAX_BYTES >> 20} MiB")
+        document = record.read(root)
+        if not isinstance(document["cases"], list):
+            raise UserError(f"{root / record.FILE} is damaged: it has no list of cases")
+    except (UserError, RecursionError) as error:
+        raise UserError(f"config.{key}: {error}") from None
+    except OSError as error:
         raise UserError(
-            f"{root / FILE} is not of format {FORMAT}, which this version reads. {remedy}"
-        )
-    if not isinstance(document.get("cases"), list):
-        raise UserError(f"{root / FILE} is damaged (it has no list of cases). {remedy}")
+            f"config.{key}: {root / record.FILE}: {error.strerror}. "
+            "Give the folder of a run of configs/predict.py."
+        ) from None
     rows = document["cases"][:_MAX_CASES]
     digests = tuple(_text(c.get("digest"), 64) for c in _dicts(document.get("checkpoints")))
     return Run(
@@ -145,11 +144,13 @@ def _frame(root: pathlib.Path, row: Any, shape: tuple[int, int], which: str) -> 
     index = row["index"]
     if isinstance(index, bool) or not isinstance(index, int) or index < 0:
         raise ValueError("the index of a frame is no whole number from 0")
-    name = pathlib.PurePosixPath(_text(row["frame"], 512)).stem
+    # The frame is withheld where it may show who the patient is; then the mask has the name.
+    path = row["frame"] if row["frame"] is not None else row["mask"]
+    name = pathlib.PurePosixPath(_text(path, 512)).stem
     if not catalogue.NAME.fullmatch(name):
         raise ValueError(f"{name[:80]!r} cannot be the name of a file")
     kept: dict[str, catalogue.Layer] = {}
-    problem = ""
+    problem = "" if row["frame"] is not None else "the picture is withheld: it may name the patient"
     for kind, decode in _DECODERS.items():
         if row.get(kind) is None:
             continue
@@ -224,7 +225,8 @@ def of_runs(root: pathlib.Path, second: pathlib.Path | None) -> Catalogue:
     """
     first = read(root, "input", "a")
     checkpoints = {"a": (first.name, first.digests)}
-    cases, notes = first.cases, ()
+    cases = first.cases
+    notes: tuple[str, ...] = ()
     if second is not None:
         other = read(second, "compare", "b")
         cases, notes = compare(first, other)

@@ -158,3 +158,8 @@ def write(root: Path, document: Any) -> None:
 def read(root: Path) -> Any:
     """Reads it."""
     return json.loads((root / "predictions.json").read_text())
+
+
+def stored(path: Path) -> Any:
+    """The pixels of a file as they are."""
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

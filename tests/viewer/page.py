@@ -68,7 +68,7 @@ class Page:
         self.settle()
         script = "document.getElementById('picture').toDataURL('image/png').split(',')[1]"
         data = base64.b64decode(self.page.evaluate(script))
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         return picture[..., 2::-1]
 
     def at(self, row: float, column: float) -> tuple[float, float]:

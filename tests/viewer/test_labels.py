@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cmunet_jax.viewer import confined, labels, runs
+from tests.viewer import fake_run
 from tests.viewer.client import Viewer, viewing
 from tests.viewer.fake_run import HEIGHT, WIDTH
 from tfds_angio import build
@@ -40,10 +41,10 @@ def test_the_mask_that_was_painted_is_what_lies_there(viewer: Viewer, two_runs):
     answer = post(viewer, painted(), f"{RUN}/3")
     assert answer.json == {"saved": "dicom-0123456789ab_0003", "artery_pixels": 180}
     name = "dicom-0123456789ab_0003"
-    mask = cv2.imread(str(viewer.labels / f"masks/{name}.png"), cv2.IMREAD_UNCHANGED)
+    mask = fake_run.stored(viewer.labels / f"masks/{name}.png")
     assert mask.dtype == np.uint8 and np.array_equal(mask, painted() * 255)
-    image = cv2.imread(str(viewer.labels / f"imgs/{name}.png"), cv2.IMREAD_UNCHANGED)
-    frame = cv2.imread(str(two_runs[0] / f"frames/{name}.png"), cv2.IMREAD_UNCHANGED)
+    image = fake_run.stored(viewer.labels / f"imgs/{name}.png")
+    frame = fake_run.stored(two_runs[0] / f"frames/{name}.png")
     assert np.array_equal(image, frame)
     assert files(viewer.labels) == [f"imgs/{name}.png", f"masks/{name}.png", labels.LOG]
     read = viewer.ask(f"/api/layer/{RUN}/3/label")

@@ -73,7 +73,7 @@ def test_they_are_painted_from_nothing(folder: Path, tmp_path: Path):
         body[10:20, 10:50] = 1
         saved = viewer.ask("/api/label/0/0?from=empty", method="POST", body=body.tobytes())
         assert saved.json == {"saved": "float", "artery_pixels": 400}
-        mask = cv2.imread(str(tmp_path / "labels/masks/float.png"), cv2.IMREAD_UNCHANGED)
+        mask = fake_run.stored(tmp_path / "labels/masks/float.png")
         assert np.array_equal(mask, body * 255)
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cmunet_jax.predict import record
 from cmunet_jax.viewer import confined, layers, runs
 from tests.viewer import fake_run
 from tests.viewer.client import Viewer, viewing
@@ -63,11 +64,11 @@ def test_layers_are_the_pixels_of_the_files(standing: Viewer, two_runs, case: in
         assert np.array_equal(shown(f"mask-{which}"), fake_run.draw(0, width))
         path = root / f"probabilities/{name}.{suffix}"
         if suffix == "png":
-            exact = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) / 65535
+            exact = fake_run.stored(path) / 65535
         else:
             exact = np.load(path)["probability"]
         assert np.abs(shown(f"probability-{which}") / 255 - exact).max() <= 0.5 / 255 + 1e-6
-    frame = cv2.imread(str(two_runs[0] / f"frames/{name}.png"), cv2.IMREAD_UNCHANGED)
+    frame = fake_run.stored(two_runs[0] / f"frames/{name}.png")
     assert np.array_equal(shown("frame"), frame)
 
 
@@ -216,20 +217,22 @@ def test_objects_are_not_unpickled():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "no predict run"),
-        ("", "damaged"),
-        ("{", "damaged"),
-        ("[" * 100_000, "damaged"),
+        (None, "No such file"),
+        ("", "cannot be read"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "recursion"),
         ("[]", "not of format 1"),
         ('{"format": 2, "cases": []}', "not of format 1"),
-        ('{"format": 1}', "no list of cases"),
-        ('{"format": 1, "cases": {}}', "no list of cases"),
-        ("\ud800", "damaged"),
+        ('{"format": 1}', "lacks"),
+        ('{"format": 1, "cases": {}%s}', "no list of cases"),
+        ("\ud800", "cannot be read"),
     ],
 )
 def test_what_is_no_run_is_one_line(tmp_path: Path, text: str | None, words: str):
     if text is not None:
-        (tmp_path / runs.FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
+        more = ', "checkpoints": [], "options": {}, "versions": {}, "failed": []'
+        content = text.replace("%s", more).encode("utf-8", "surrogatepass")
+        (tmp_path / record.FILE).write_bytes(content)
     with pytest.raises(UserError, match=words) as caught:
         runs.read(tmp_path, "compare", "b")
     assert "config.compare" in str(caught.value) and "\n" not in str(caught.value)
@@ -326,3 +329,15 @@ def test_cases_are_compared_by_what_they_are_made_of(two_runs, tmp_path: Path):
         "1 of 2 cases are not in the second run.",
         "1 cases are only in the second run, and are not shown.",
     )
+
+
+def test_a_picture_that_is_withheld_leaves_the_mask(run: Path, tmp_path: Path):
+    found = changed(run, lambda d: d["cases"][0]["frames"][0].update(frame=None))
+    frame = found.cases[0].frames[0]
+    assert frame.name == "left-anterior" and "withheld" in found.cases[0].problem
+    assert frame.layers["mask-a"]().any() and "frame" not in frame.layers
+    with viewing(runs.of_runs(run, None), tmp_path / "labels") as viewer:
+        body = bytes(HEIGHT * WIDTH)
+        saved = viewer.ask("/api/label/0/0?from=empty", method="POST", body=body)
+        assert saved.status == 422 and "withheld" in saved.reason
+        assert viewer.ask("/api/layer/0/0/label").status == 404

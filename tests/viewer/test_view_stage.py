@@ -46,11 +46,13 @@ def serve_and_end(arguments: list[str], number: signal.Signals) -> list[str]:
         text=True,
     ) as process:
         try:
-            lines = []
+            lines: list[str] = []
+            assert process.stdout and process.stderr
             while not (lines and lines[-1] == "Ctrl-C ends.\n"):
                 lines.append(process.stdout.readline())
                 assert lines[-1], process.stderr.read()
             address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/)#(\S{32})\n", lines[-2])
+            assert address
             with urllib.request.urlopen(address[1], timeout=60) as page:
                 assert b"<title>CM-UNet viewer</title>" in page.read()
             token = {"X-Viewer-Token": address[2]}
@@ -93,7 +95,7 @@ def test_a_port_that_is_taken_is_named(two_runs, tmp_path: Path):
 def test_mistakes_are_one_line(two_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     run, labels = str(two_runs[0]), str(tmp_path / "labels")
-    with pytest.raises(UserError, match="runs/predictions is no predict run"):
+    with pytest.raises(UserError, match="runs/predictions/predictions.json: No such file"):
         view.run(config_for(), None)
     with pytest.raises(UserError, match=r"config\.compare"):
         view.run(config_for(input=run, compare=str(tmp_path)), None)

@@ -42,11 +42,12 @@ export class Cases {
   }
 
   _item(at) {
-    const { id, frames, source_frames: source, problem } = this.data.cases[at];
+    const { id, frames, source_frames: source, problem, notes } = this.data.cases[at];
     const item = made("li", ""), button = made("button", ""), saved = frames.filter((f) => f.saved).length;
     const facts = [frames.length === 1 && source <= 1 ? "image" : `${frames.length} of ${Math.max(source, frames.length)} frames`];
     if (saved) facts.push(frames.length > 1 ? `${saved} saved` : "saved");
     button.append(made("span", id, "name"), made("span", facts.join(" · "), "facts"));
+    if (at === this.current) button.append(...notes.map((note) => made("span", note, "facts")));
     if (problem) button.append(made("span", problem, "problem"));
     button.title = id;
     if (at === this.current) button.setAttribute("aria-current", "true");

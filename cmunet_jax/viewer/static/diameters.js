@@ -28,7 +28,7 @@ export class Diameters {
     this.segment = null;
     this.at = null;
     const get = (id) => document.getElementById(id);
-    this.parts = { none: get("qca-none"), some: get("qca-some"), chart: get("chart"), place: get("chart-place"), head: get("segments-head"), rows: get("segments") };
+    this.parts = { none: get("qca-none"), some: get("qca-some"), chart: get("chart"), place: get("chart-place"), why: get("chart-why"), head: get("segments-head"), rows: get("segments") };
     this.parts.chart.addEventListener("pointermove", (event) => this._hover(event));
     this.parts.chart.addEventListener("pointerdown", (event) => this._hover(event));
     this.parts.chart.addEventListener("keydown", (event) => this._key(event));
@@ -58,6 +58,9 @@ export class Diameters {
       row.classList.toggle("chosen", chosen);
       row.querySelector("button").setAttribute("aria-pressed", chosen);
     }
+    const why = known(segment.percent_diameter_stenosis) ? "" : segment.why_no_stenosis ?? "";
+    this.parts.why.textContent = why && `No stenosis given: ${why}`;
+    this.parts.why.hidden = !why;
     this._chart();
     this._at(this.at ?? 0, false);
     this.on.segment();
@@ -89,7 +92,6 @@ export class Diameters {
       name.append(choose);
       const stenosis = segment.percent_diameter_stenosis;
       const last = cell("td", known(stenosis) ? `${stenosis.toFixed(0)} %` : "–");
-      if (!known(stenosis)) last.title = segment.why_no_stenosis ?? "not given";
       row.append(name, cell("td", shown(segment[`length_${unit}`], 1)), cell("td", shown(segment[`minimal_diameter_${unit}`], unit === "mm" ? 2 : 1)), last);
       return row;
     }));

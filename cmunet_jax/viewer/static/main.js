@@ -12,10 +12,11 @@ import { Stage } from "./stage.js";
 
 const get = (id) => document.getElementById(id);
 const MODES = ["one", "difference", "side", "swipe"];
+const BLANK = 40; // grey value of a frame whose picture is withheld
 const FILM = 80; // milliseconds a frame while playing
 
 // case and frame are what was asked for; shown is what is on the canvas, which comes a little later:
-// {at, index, found, layers, edit, height, width, two}.
+// {at, index, found, layers, edit, height, width, two, blind}.
 const state = {
   data: null, case: 0, frame: 0, shown: null,
   edits: new Map(), against: "", mode: "one", asked: 0, playing: false, pen: false, fit: true,
@@ -46,9 +47,11 @@ async function open(at, frame, { refit = false } = {}) {
     if (result.status === "fulfilled") layers[kinds[i]] = result.value;
     else wrong.push(`${kinds[i].replace(/-[ab]$/, "")}: ${result.reason.message}`);
   });
+  const any = layers["mask-a"] ?? layers["mask-b"], blind = !layers.frame;
+  if (blind && any) layers.frame = { ...any, pixels: new Uint8Array(any.pixels.length).fill(BLANK) };
   if (!layers.frame) return close(wrong.join("; "));
   const { height, width } = layers.frame, { case: caseAt, frame: index } = state;
-  const shown = { at: caseAt, index, found, layers, height, width, two: "b" in state.data.checkpoints };
+  const shown = { at: caseAt, index, found, layers, height, width, blind, two: "b" in state.data.checkpoints };
   const [first] = choices(shown);
   shown.edit = state.edits.get(keyOf(shown)) ?? new Edit(maskOf(shown, first), height, width, first);
   state.edits.set(keyOf(shown), shown.edit);
@@ -141,7 +144,7 @@ function controls() {
   const edit = state.shown?.edit, saved = state.shown?.found.saved;
   get("undo").disabled = !edit?.done;
   get("redo").disabled = !edit || edit.done === edit.strokes.length;
-  get("save").disabled = !edit;
+  get("save").disabled = !edit || state.shown.blind; // a label needs its picture
   get("badge").hidden = !(edit?.changed || saved);
   get("badge").textContent = edit?.changed ? "not saved" : "saved";
   get("badge").classList.toggle("warn", Boolean(edit?.changed));
@@ -250,7 +253,7 @@ async function ask(title, text, yes) {
 }
 
 async function save() {
-  if (!state.shown) return;
+  if (!state.shown || state.shown.blind) return;
   stop();
   pen(false);
   const { at, index, found, edit } = state.shown;
