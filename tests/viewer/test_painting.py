@@ -195,6 +195,24 @@ def test_a_label_is_replaced_only_after_a_question(chromium: Any, viewer: Viewer
         found.page.select_option("#against", "prediction-a")
         dice = 2 * (changed & PREDICTED).sum() / (changed.sum() + PREDICTED.sum())
         assert f"{dice:.3f}" in found.page.text_content("#agreement")
+        assert found.said == []
+
+
+@pytest.mark.slow
+def test_a_label_that_came_meanwhile_is_asked_about_too(chromium: Any, viewer: Viewer):
+    with opened(chromium, viewer) as found:
+        other = fake_run.draw(0, 6.0).astype(np.uint8)
+        address = "/api/label/0/0?from=prediction-b"
+        assert viewer.ask(address, method="POST", body=other.tobytes()).status == 200
+        found.press("s")
+        found.page.wait_for_selector("#replace-dialog[open]")
+        found.press("Enter")
+        assert np.array_equal(saved(viewer), other > 0)
+        found.press("s")
+        found.page.wait_for_selector("#replace-dialog[open]")
+        found.page.locator("#replace-dialog .danger").click()
+        found.page.wait_for_selector("#status:has-text('Saved')")
+        assert np.array_equal(saved(viewer), PREDICTED)
 
 
 @pytest.mark.slow

@@ -178,8 +178,7 @@ function draw() {
   else if (compared) looks = [first, { ...first, mask: maskOf(shown, against), probability: probabilityOf(shown, against), tint: SECOND }];
   stage.show(looks, compared ? state.mode : "one", state.fit);
   state.fit = false;
-  captions(compared && state.mode !== "difference");
-  if (against) writeAgreement(get("agreement"), shown, against);
+  compare();
 }
 
 /** Draws once for all that sliders said since the screen was last painted. */
@@ -192,12 +191,14 @@ function soon() {
   });
 }
 
-/** Says which of two pictures is which. */
-function captions(apart) {
+/** Says which of two pictures is which, and how far their masks agree. */
+function compare() {
+  const { shown, against, mode } = state, apart = against && ["side", "swipe"].includes(mode);
+  if (against) writeAgreement(get("agreement"), shown, against);
   get("caption-a").hidden = get("caption-b").hidden = !apart;
   get("frame-box").classList.toggle("stacked", Boolean(stage.panes[1]?.top));
-  get("caption-a").textContent = nameOfEdit(state.shown);
-  get("caption-b").textContent = apart ? nameOf(state.against, state.shown.two) : "";
+  get("caption-a").textContent = nameOfEdit(shown);
+  get("caption-b").textContent = apart ? nameOf(against, shown.two) : "";
 }
 
 // ---------------------------------------------------------------- painting and saving
@@ -210,7 +211,7 @@ function paint(kind, from, to) {
     edit.begin();
   }
   if (!edit.open) return;
-  if (kind === "end") return edit.end() ? changed() : undefined;
+  if (kind === "end") return edit.end() ? painted() : undefined;
   const value = stage.tool === "paint" ? 1 : 0;
   const box = edit.line([from.x, from.y], [to.x, to.y], stage.brush / 2, value);
   stage.refresh(box);
@@ -219,6 +220,15 @@ function paint(kind, from, to) {
 function changed() {
   fill();
   draw();
+}
+
+/** After a stroke, whose pixels are drawn already: all of a large picture would take a second. */
+function painted() {
+  const before = state.against;
+  fill();
+  if (state.against !== before) return draw();
+  controls();
+  compare();
 }
 
 function undo() {
@@ -260,14 +270,18 @@ async function save() {
   const empty = !edit.mask.includes(1);
   if (empty && !(await ask("Save a label without artery?", `The mask of ${found.name} is empty.`, "Save"))) return;
   const mask = edit.mask.slice(), done = edit.done;
+  const keep = async (reason) => !(await ask("Replace the saved label?", `${reason}.`, "Replace"));
+  const kept = () => say("Not saved: the label is as it was.");
+  const known = found.saved && !state.data.overwrite;
+  if (known && (await keep(`There is a label ${found.name} already`))) return kept();
   try {
     let answer;
     try {
-      answer = await api.save(at, index, mask, edit.from, false);
+      answer = await api.save(at, index, mask, edit.from, known);
     } catch (error) {
+      // Of a label that came from elsewhere since the page was opened, the server says so.
       if (error.status !== 409) throw error;
-      const told = `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
-      if (!(await ask("Replace the saved label?", told, "Replace"))) return say("Not saved: the label is as it was.");
+      if (await keep(`${error.message[0].toUpperCase()}${error.message.slice(1)}`)) return kept();
       answer = await api.save(at, index, mask, edit.from, true);
     }
     edit.saved = done;
