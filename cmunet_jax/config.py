@@ -27,6 +27,7 @@ STAGES = (
     "benchmark",
     "import_weights",
     "predict",
+    "view",
 )
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
@@ -56,6 +57,7 @@ _REQUIRED = {
     "report": ("sweep", "title", "resamples"),
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),
     "import_weights": ("source", "preprocessing", "data"),
+    "view": ("input", "compare", "images", "labels", "overwrite", "port", "open_browser"),
     "sweep": ("methods", "labels", "data", "test_split", "pretrain", "finetune", "evaluate"),
 }
 _RANGES = {
@@ -84,6 +86,7 @@ _RANGES = {
     "keep_components": (0, math.inf),
     "spacing": (0, math.inf),
     "workers": (0, math.inf),
+    "port": (0, 65535),
 }
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*$")
 
@@ -277,7 +280,8 @@ def _check_values(values: Mapping[str, Any], prefix: str) -> None:
             )
     for key, (low, high) in _RANGES.items():
         value = values.get(key)
-        if value is not None and not low <= value <= high:
+        # The same word may name a folder elsewhere: labels of a training are a number.
+        if isinstance(value, int | float) and not low <= value <= high:
             limit = f"at least {low}" if math.isinf(high) else f"in {low}..{high}"
             raise UserError(f"config.{prefix}{key}={value} must be {limit}.")
     rate = values.get("optim.learning_rate")

@@ -33,6 +33,7 @@ ARGUMENTS = {
     "predict.py": (),
     "report.py": (),
     "import_weights.py": (),
+    "view.py": (),
     "sweep.py": (SIZES, "protocol=fair,paper", "data=angio_synthetic,arcade"),
 }  # fmt: skip
 

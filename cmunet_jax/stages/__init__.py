@@ -12,6 +12,7 @@ from cmunet_jax.stages import (
     report,
     sweep,
     train,
+    view,
 )
 
 STAGES: Mapping[str, Callable[[Any, Any], int]] = {
@@ -24,9 +25,10 @@ STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "sweep": sweep.run,
     "benchmark": benchmark.run,
     "import_weights": import_weights.run,
+    "view": view.run,
 }
 """config.stage -> (config, workdir) -> exit status."""
 
-WITHOUT_DEVICE = ("sweep", "report", "benchmark")
+WITHOUT_DEVICE = ("sweep", "report", "benchmark", "view")
 """Stages that compute nothing themselves, leave the accelerator to their processes, or set up the
 devices when they have chosen how many cores JAX may use."""

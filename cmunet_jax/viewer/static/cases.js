@@ -1,0 +1,67 @@
+// The list of cases, and its filter.
+
+const MOST = 400; // buttons; a pool of thousands is found by its filter
+const get = (id) => document.getElementById(id);
+const made = (name, text, kind = "") => Object.assign(document.createElement(name), { textContent: text, className: kind });
+
+export class Cases {
+  /** on: {open(index of the case)} */
+  constructor(data, on) {
+    this.data = data;
+    this.on = on;
+    this.current = 0;
+    get("filter").addEventListener("input", () => this.draw());
+    get("filter").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      const [first] = this.matching();
+      if (first !== undefined) on.open(first);
+    });
+    get("notes").replaceChildren(...data.notes.map((note) => made("li", note)));
+    get("failed").hidden = !data.failed.length;
+    get("failed-list").replaceChildren(...data.failed.map((row) => made("li", `${row.input}: ${row.reason}`)));
+    this.draw();
+  }
+
+  /** Words that a case is found by, in small letters. */
+  words(at) {
+    const found = this.data.cases[at], saved = found.frames.filter((f) => f.saved).length;
+    return `${found.id} ${saved ? "saved" : "unlabelled"} ${found.problem ? "problem" : ""} ${found.frames.length > 1 ? "run" : "image"}`.toLowerCase();
+  }
+
+  matching() {
+    const wanted = get("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    return this.data.cases.map((_, at) => at).filter((at) => wanted.every((word) => this.words(at).includes(word)));
+  }
+
+  draw() {
+    const found = this.matching(), all = this.data.cases.length;
+    get("cases-count").textContent = found.length === all ? `${all}` : `${found.length} of ${all}`;
+    get("cases-more").hidden = found.length <= MOST && found.length > 0;
+    get("cases-more").textContent = found.length ? `${found.length - MOST} more: filter them.` : "No case has these words.";
+    get("cases").replaceChildren(...found.slice(0, MOST).map((at) => this._item(at)));
+  }
+
+  _item(at) {
+    const { id, frames, source_frames: source, problem, notes } = this.data.cases[at];
+    const item = made("li", ""), button = made("button", ""), saved = frames.filter((f) => f.saved).length;
+    const facts = [frames.length === 1 && source <= 1 ? "image" : `${frames.length} of ${Math.max(source, frames.length)} frames`];
+    if (saved) facts.push(frames.length > 1 ? `${saved} saved` : "saved");
+    button.append(made("span", id, "name"), made("span", facts.join(" · "), "facts"));
+    if (at === this.current) button.append(...notes.map((note) => made("span", note, "facts")));
+    if (problem) button.append(made("span", problem, "problem"));
+    button.title = id;
+    if (at === this.current) button.setAttribute("aria-current", "true");
+    button.addEventListener("click", () => this.on.open(at));
+    item.append(button);
+    return item;
+  }
+
+  select(at) {
+    this.current = at;
+    const focused = get("cases").contains(document.activeElement);
+    this.draw();
+    const chosen = get("cases").querySelector("[aria-current]");
+    if (focused) chosen?.focus();
+    chosen?.scrollIntoView({ block: "nearest" });
+  }
+}

@@ -1,0 +1,101 @@
+"""Images that nobody has segmented: a folder, or the list that a selection wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cmunet_jax.viewer import pictures
+from cmunet_jax.viewer.confined import Unreadable
+from tests.viewer import fake_run
+from tests.viewer.client import viewing
+from tfds_angio.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "pool"
+    (root / "b").mkdir(parents=True)
+    grey = fake_run.picture(fake_run.draw(), 0)
+    for name in ("one.png", "b/one.png", "two words.png", "b/AA-0012_LCA.bmp"):
+        cv2.imwrite(str(root / name), grey)
+    np.save(root / "float.npy", grey.astype(np.float32) / 255 - 0.5)
+    (root / "broken.png").write_bytes(b"no")
+    (root / "notes.txt").write_text("text")
+    return root
+
+
+def test_a_folder_is_read_with_its_folders(folder: Path):
+    cases = pictures.of_images(folder).cases
+    names = [case.frames[0].name for case in cases]
+    assert sorted(n for n in names if not n.startswith("one")) == [
+        "AA-0012_LCA",
+        "broken",
+        "float",
+        "two-words",
+    ]
+    assert len({n for n in names if n.startswith("one-")}) == 2 and len(names) == 6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rank,id,path,why\n1,x,one.png,far\n2,y,b/AA-0012_LCA.bmp,far\n",
+        "one.png\nb/AA-0012_LCA.bmp\n",
+        "path\none.png\n{absolute}/b/AA-0012_LCA.bmp\n",
+        "\ufeffpath\r\none.png\r\n\r\nb/AA-0012_LCA.bmp\r\n",
+        "# chosen\npath\none.png\nb/AA-0012_LCA.bmp",
+    ],
+)
+def test_a_list_is_read_in_its_order(folder: Path, text: str):
+    (folder / "list.csv").write_text(text.format(absolute=folder), encoding="utf-8")
+    cases = pictures.of_images(folder / "list.csv").cases
+    assert [case.id for case in cases] == ["one", "AA-0012_LCA"]
+    assert not any(case.problem for case in cases)
+
+
+def test_they_are_painted_from_nothing(folder: Path, tmp_path: Path):
+    (folder / "list.txt").write_text("float.npy\nbroken.png\nabsent.png\nx.dcm\nlist.txt\n")
+    with viewing(pictures.of_images(folder / "list.txt"), tmp_path / "labels") as viewer:
+        cases = viewer.ask("/api/cases").json["cases"]
+        assert [bool(case["problem"]) for case in cases] == [False, False, True, True, True]
+        assert "predict" in cases[3]["problem"] and "not an image" in cases[4]["problem"]
+        frame = viewer.ask("/api/layer/0/0/frame")
+        height, width = map(int, frame.headers["x-shape"].split(","))
+        grey = np.frombuffer(frame.body, np.uint8).reshape(height, width)
+        assert (grey.min(), grey.max()) == (0, 255)
+        assert viewer.ask("/api/layer/1/0/frame").status == 422
+        assert viewer.ask("/api/layer/2/0/frame").status == 404
+        body = np.zeros((height, width), np.uint8)
+        body[10:20, 10:50] = 1
+        saved = viewer.ask("/api/label/0/0?from=empty", method="POST", body=body.tobytes())
+        assert saved.json == {"saved": "float", "artery_pixels": 400}
+        mask = fake_run.stored(tmp_path / "labels/masks/float.png")
+        assert np.array_equal(mask, body * 255)
+
+
+def test_an_image_without_contrast_is_named(tmp_path: Path):
+    cv2.imwrite(str(tmp_path / "flat.png"), np.full((40, 40), 9, np.uint8))
+    (case,) = pictures.of_images(tmp_path).cases
+    with pytest.raises(Unreadable, match="equal"):
+        case.frames[0].layers["frame"]()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "names no image"), (b"path\n", "names no image"), (b"\x89PNG\r\n\x1a\n", "no list")],
+)
+def test_what_is_no_list_is_one_line(tmp_path: Path, content: bytes, words: str):
+    (tmp_path / "list").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        pictures.of_images(tmp_path / "list")
+
+
+def test_no_list_and_no_image(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be read"):
+        pictures.of_images(tmp_path / "absent")
+    with pytest.raises(UserError, match="holds no image"):
+        pictures.of_images(tmp_path)
