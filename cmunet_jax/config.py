@@ -17,7 +17,16 @@ import ml_collections
 
 from tfds_angio.errors import UserError
 
-STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report", "benchmark")
+STAGES = (
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "quickstart",
+    "sweep",
+    "report",
+    "benchmark",
+    "export",
+)
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
 FREE = (
@@ -41,6 +50,7 @@ _REQUIRED = {
     "pretrain": _TRAINING,
     "finetune": (*_TRAINING, "labels", "draw", "eval_split"),
     "evaluate": ("checkpoint", "data", "split"),
+    "export": ("checkpoint", "step", "weights", "formats", "overwrite"),
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
     "report": ("sweep", "title", "resamples"),
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),

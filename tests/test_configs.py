@@ -30,6 +30,7 @@ ARGUMENTS = {
     "benchmark.py": (SIZES, "dtype=float32,bfloat16", "data=angio_synthetic,arcade"),
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
+    "export.py": (),
     "report.py": (),
     "sweep.py": (SIZES, "protocol=fair,paper", "data=angio_synthetic,arcade"),
 }  # fmt: skip

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmunet_jax.stages import benchmark, evaluate, quickstart, report, sweep, train
+from cmunet_jax.stages import benchmark, evaluate, export, quickstart, report, sweep, train
 
 STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "pretrain": train.run,
     "finetune": train.run,
     "evaluate": evaluate.run,
+    "export": export.run,
     "quickstart": quickstart.run,
     "report": report.run,
     "sweep": sweep.run,
