@@ -20,7 +20,7 @@ CODE := cmunet_jax tfds_angio configs tests
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-faults install lint audit format lock clean help
+.PHONY: demo test test-slow test-faults test-torch install lint audit format lock clean help
 
 demo: $(STAMP)  ## Pre-train, fine-tune and evaluate on synthetic data; the last line is the report
 	@$(PY) -m cmunet_jax.main --config configs/quickstart.py --workdir $(WORKDIR)
@@ -33,6 +33,24 @@ test-slow: $(STAMP)  ## Run the tests marked slow, which `make test` leaves out
 
 test-faults: $(STAMP)  ## Run the tests marked faults: kills, full disks, damage, fuzzing (minutes)
 	@$(PY) $(PYTEST) -m faults $(PYTEST_ARGS)
+
+# Beside the pinned packages, which it sees; a build with CUDA would be 5 GB for a few seconds on a CPU.
+TORCH := 'torch==2.13.0' onnx onnxscript onnxruntime
+TORCH_TESTS := tests/benchmark/test_torch.py $(wildcard tests/interop/test_*torch*.py tests/interop/test_*onnx*.py)
+TORCH_PIP := .venv-torch/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
+
+test-torch: $(STAMP)  ## Run the tests that need PyTorch and ONNX, where a CPU build can be installed
+	@$(MAKE) --silent VENV=.venv-torch PYTHON=$(PY) .venv-torch/bin/python
+	@$(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+	  > "$$(.venv-torch/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/pinned.pth"
+	@if ! $(TORCH_PIP) --dry-run --report .venv-torch/report.json $(TORCH) >/dev/null 2>&1; then \
+	  echo "skipped: PyTorch cannot be installed here"; \
+	elif grep -qi '"name": "nvidia' .venv-torch/report.json; then \
+	  echo "skipped: only a build of PyTorch with CUDA is offered here"; \
+	else \
+	  $(TORCH_PIP) $(TORCH) && .venv-torch/bin/python -c 'import onnx, onnxruntime, onnxscript, torch' && \
+	  .venv-torch/bin/python -m pytest -p no:xdist -m '' $(TORCH_TESTS) $(PYTEST_ARGS); \
+	fi
 
 install: $(STAMP)  ## Only make the virtual environment (ACCELERATOR=cuda or tpu for those)
 
@@ -81,7 +99,7 @@ lock:  ## Refresh requirements.lock from pyproject.toml (UPGRADE=1: to the newes
 	@echo "requirements.lock: $$(grep -c == requirements.lock) pins"
 
 clean:  ## Remove virtual environments, caches and build folders; data/ and runs/ stay
-	rm -rf .venv .venv-lock .venv-audit .cache build dist ./*.egg-info
+	rm -rf .venv .venv-lock .venv-audit .venv-torch .cache build dist ./*.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './data/*' -not -path './runs/*' -prune -exec rm -rf {} +
 

@@ -28,6 +28,7 @@ STAGES = (
     "import_weights",
     "predict",
     "view",
+    "export",
 )
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
@@ -53,6 +54,7 @@ _REQUIRED = {
     "finetune": (*_TRAINING, "labels", "draw", "eval_split"),
     "evaluate": ("checkpoint", "data", "split"),
     "predict": ("checkpoint", "input", "fit", "threshold"),
+    "export": ("checkpoint", "step", "weights", "formats", "overwrite"),
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
     "report": ("sweep", "title", "resamples"),
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),

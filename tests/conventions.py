@@ -56,7 +56,8 @@ PURE = (
     "cmunet_jax/data/augment.py",
     "cmunet_jax/evaluation/metrics.py",
 )
-RIVAL = "cmunet_jax/benchmark/torch_"
+# The only modules that import PyTorch, and what writes and runs ONNX.
+RIVALS = ("cmunet_jax/benchmark/torch_", "cmunet_jax/interop/pytorch/")
 LARGEST_FILE, LONGEST_FILE, LONGEST_FUNCTION = 1_000_000, 400, 70
 
 
@@ -272,12 +273,13 @@ def _is_dots(node: ast.stmt) -> bool:
 def foreign_frameworks(files: Files) -> Iterator[str]:
     """No TensorFlow, PyTorch or Keras outside the tests, and none that drags them in.
 
-    Only the benchmark's rival is PyTorch itself, in modules that nothing else imports at its start.
+    PyTorch itself is the benchmark's rival and writes ONNX, in modules that nothing else imports at
+    its start.
     """
     banned = ("tensorflow", "torch", "torchvision", "keras", "tensorboard", "monai")
     for path, tree in python(files):
         for line, target in imports(tree):
-            rival = path.startswith(RIVAL) and within(target, ("torch",))
+            rival = path.startswith(RIVALS) and within(target, ("torch",))
             if within(target, banned) and not (is_test(path) or rival):
                 yield f"{path}:{line} imports {target}"
 

@@ -31,6 +31,7 @@ ARGUMENTS = {
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
     "predict.py": (),
+    "export.py": (),
     "report.py": (),
     "import_weights.py": (),
     "view.py": (),

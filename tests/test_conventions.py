@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 Files = dict[str, str]
 MODEL, STAGE, TEST = "cmunet_jax/models/m.py", "cmunet_jax/stages/s.py", "tests/test_m.py"
 LOSS, AUGMENT, DATA = "cmunet_jax/losses.py", "cmunet_jax/data/augment.py", "tfds_angio/d.py"
-RIVAL = "cmunet_jax/benchmark/torch_a.py"
+TORCH = "cmunet_jax/benchmark/torch_a.py"
 LATER = "TO" + "DO"  # spelled so that this file does not break the rule that it tests
 
 
@@ -156,12 +156,12 @@ SAMPLES: dict[Callable[..., Iterator[str]], Samples] = {
         bad=[
             {STAGE: "import tensorflow as tf\n"},
             {STAGE: "def f():\n    from torch.nn import functional\n"},
-            {RIVAL: "import tensorflow as tf\n"},
+            {TORCH: "import tensorflow as tf\n"},
         ],
         good=[
             {STAGE: "import tensorflow_datasets as tfds\n"},
             {TEST: "import torch\n"},
-            {RIVAL: "import torch\n"},
+            {TORCH: "import torch\n"},
         ],
     ),
     rules.hidden_randomness: Samples(

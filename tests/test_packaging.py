@@ -36,10 +36,10 @@ NOT_IMPORTED = {
     "pylibjpeg-openjpeg": "pydicom decodes JPEG 2000 with it",
 }
 # Imported by the modules that an extra is for, and by nothing when it is not installed.
-EXTRAS = {"torch": "bench"}
-RIVALS = "cmunet_jax.benchmark.torch_"
+EXTRAS = {"torch": "bench", "onnx": "onnx", "onnxruntime": "onnx"}
+RIVALS = ("cmunet_jax.benchmark.torch_", "cmunet_jax.interop.pytorch.")
 # Imported only by tests that skip without them: large oracles, a fuzzer of one platform.
-OPTIONAL_ORACLES = {"torch", "monai", "torchmetrics", "atheris"}
+OPTIONAL_ORACLES = {"torch", "onnx", "onnxruntime", "monai", "torchmetrics", "atheris"}
 
 
 def _project() -> dict:

@@ -41,6 +41,10 @@ def _networks() -> ModuleType:
     return importlib.import_module("cmunet_jax.benchmark.torch_unet")
 
 
+def _twin() -> ModuleType:
+    return importlib.import_module("cmunet_jax.interop.pytorch.unet")
+
+
 @dataclasses.dataclass(frozen=True)
 class Contest:
     """One comparison: ours, and PyTorch's module with what it is run on."""
@@ -59,7 +63,7 @@ def finetune_contest(training: Training) -> Contest:
     """Forward, backward and Adam of the U-Net with cross-entropy + soft Dice."""
     stepping, work, views = _core(training, optax.adam(_RATE))
     module = _networks().Finetune(training.config.model.width)
-    _put(module, training, _networks().unet_entries("unet."))
+    _put(module, training, _twin().unet_entries("unet."))
     return _training_contest("finetune", training, stepping.task, work, module, views, "Adam")
 
 
@@ -84,8 +88,8 @@ def inference_contest(training: Training, make_forward: MakeForward) -> Contest:
     """The forward pass of the U-Net in evaluation mode."""
     images = images_of(training)
     ours, work = forward_task(training, images, make_forward)
-    module = _networks().UNet(training.config.model.width)
-    _put(module, training, _networks().unet_entries())
+    module = _twin().UNet(training.config.model.width)
+    _put(module, training, _twin().unet_entries())
     inputs = _steps().inputs({"image": images}, _device())
     return Contest("inference", len(images), ours, work, module, inputs)
 

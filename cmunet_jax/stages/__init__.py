@@ -6,6 +6,7 @@ from typing import Any
 from cmunet_jax.stages import (
     benchmark,
     evaluate,
+    export,
     import_weights,
     predict,
     quickstart,
@@ -20,6 +21,7 @@ STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "finetune": train.run,
     "evaluate": evaluate.run,
     "predict": predict.run,
+    "export": export.run,
     "quickstart": quickstart.run,
     "report": report.run,
     "sweep": sweep.run,

@@ -14,6 +14,7 @@ import ml_collections
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
 from cmunet_jax.benchmark import (
+    exported,
     first_step,
     host,
     inference,
@@ -28,7 +29,7 @@ from cmunet_jax.benchmark.rows import Row
 from cmunet_jax.benchmark.subject import Training
 from cmunet_jax.benchmark.timing import Effort
 from cmunet_jax.data import preprocessing, views
-from cmunet_jax.stages import devices, record, segment, train
+from cmunet_jax.stages import devices, export, record, segment, train
 from cmunet_jax.train import sharding
 
 FILE = "benchmark.json"
@@ -151,6 +152,16 @@ def _inference(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Ro
     yield from inference.inference_rows(set_up(config, "finetune"), segment.make_forward, effort)
 
 
+def _export(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
+    yield from exported.exported_rows(
+        set_up(config, "finetune"),
+        segment.make_forward,
+        export.probabilities,
+        side=config.metrics.side,
+        effort=effort,
+    )
+
+
 def _idle(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
     yield from training.idle_rows("finetune", set_up(config, "finetune"), effort)
 
@@ -202,6 +213,7 @@ def _rival_inference(subject: Training) -> versus.Contest:
 CASES: Mapping[str, Case] = {
     **{name: _step(name) for name in STEPS},
     "inference": _inference,
+    "export": _export,
     "idle": _idle,
     "checkpoint": _checkpoint,
     "build": _build,

@@ -12,6 +12,7 @@ from tests.objectives import tiny
 
 torch = pytest.importorskip("torch", reason="the extra `bench` is not installed")
 from cmunet_jax.benchmark import torch_steps, torch_unet  # noqa: E402
+from cmunet_jax.interop.pytorch import unet  # noqa: E402
 
 pytestmark = pytest.mark.slow
 WIDTH, SIZE = 4, 48
@@ -21,7 +22,7 @@ def _finetune():
     objective, views = Scratch(width=WIDTH), tiny.supervised(size=SIZE)
     variables = jax.jit(objective.init, static_argnums=1)(jax.random.key(0), (SIZE, SIZE, 1))
     module = torch_unet.Finetune(WIDTH)
-    entries = torch_unet.unet_entries("unet.")
+    entries = unet.unet_entries("unet.")
     state_dict = torch_names.to_torch(variables.params, variables.batch_stats, entries)
     torch_steps.put_weights(module, state_dict)
     return objective, variables, views, module
@@ -97,4 +98,4 @@ def test_a_task_trains_a_copy():
 
 def test_names_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="no_such"):
-        torch_steps.put_weights(torch_unet.UNet(2), {"no_such": jnp.zeros(1)})
+        torch_steps.put_weights(unet.UNet(2), {"no_such": jnp.zeros(1)})

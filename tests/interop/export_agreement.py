@@ -1,0 +1,73 @@
+"""How near the exported program is to the chain on the host, on real angiograms.
+
+    python -m tests.interop.export_agreement RUN IMAGES... [--preprocessing paper]
+
+RUN is a fine-tuned run. Another preprocessing than the run's own says nothing about vessels, but it
+says what the two make of the same frames. One line at the end for each kind of frame.
+"""
+
+import argparse
+import pathlib
+import tempfile
+
+import cv2
+import numpy as np
+
+from cmunet_jax import config as config_lib
+from cmunet_jax import objectives
+from cmunet_jax.data import geometry, preprocessing, released
+from cmunet_jax.interop import export_loader, export_stablehlo
+from cmunet_jax.stages import export, segment
+from cmunet_jax.train import sharding
+
+
+def has_dark_corners(chain, frame):
+    """Whether the `paper` chain inpaints something."""
+    if chain.name != "paper":
+        return False
+    crop = geometry.extract(frame, chain.geometry(*frame.shape), fill=None)
+    return bool((released.inpaint_corners(crop) != crop).any())
+
+
+def rows(run, files, name):
+    """Yields (dark corners, Dice of the two masks, largest and mean difference of probability)."""
+    segmenter = segment.restore(run, step="latest", weights="ema", mesh=sharding.create_mesh())
+    chain = segmenter.preprocessing
+    if name not in ("", chain.name):
+        chain = preprocessing.create({"name": name, "size": chain.size})
+    network = objectives.create(config_lib.from_dict(segmenter.loaded.config)).network
+    params, batch_stats = segmenter.loaded.weights()
+    weights = {"params": params, "batch_stats": batch_stats}
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "model.stablehlo")
+        exported = export_stablehlo.export(network, weights, chain.to_dict())
+        path.write_bytes(exported.serialize())
+        function = export_loader.load(path)
+    for file in files:
+        frame = cv2.imread(file, cv2.IMREAD_GRAYSCALE)[None]
+        ours = export.probabilities(segmenter.forward, segmenter.weights, chain, frame)
+        theirs = function(frame)
+        a, b, apart = ours > 0.5, theirs > 0.5, np.abs(ours - theirs)
+        dice = (2 * (a & b).sum() + 1) / (a.sum() + b.sum() + 1)
+        yield has_dark_corners(chain, frame[0]), dice, apart.max(), apart.mean()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run")
+    parser.add_argument("images", nargs="+")
+    parser.add_argument("--preprocessing", default="")
+    given = parser.parse_args()
+    found = list(rows(given.run, given.images, given.preprocessing))
+    for dark in (False, True):
+        some = np.array([row[1:] for row in found if row[0] == dark])
+        if len(some):
+            print(
+                f"{'dark corners' if dark else 'no dark corners'}: {len(some)} frames, Dice at "
+                f"least {some[:, 0].min():.5f}, mean {some[:, 0].mean():.5f}; probabilities apart "
+                f"by at most {some[:, 1].max():.2g}, mean {some[:, 2].mean():.2g}"
+            )
+
+
+if __name__ == "__main__":
+    main()
