@@ -90,7 +90,10 @@ def _decode(path: pathlib.Path) -> NDArray[np.generic]:
 def _read_image(path: pathlib.Path, first: NDArray[np.generic], index: int) -> NDArray[np.generic]:
     if index == 0:
         return _levels(first)
-    read, pages = cv2.imreadmulti(str(path), start=index, count=1, flags=cv2.IMREAD_UNCHANGED)
+    try:
+        read, pages = cv2.imreadmulti(str(path), start=index, count=1, flags=cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise UnreadableCase(f"corrupt ({error.err})") from None
     if not read or len(pages) != 1:
         raise UnreadableCase("corrupt or truncated")
     page = pages[0]

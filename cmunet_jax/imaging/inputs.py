@@ -6,14 +6,19 @@ into results has another name for it: `Refused.input`.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cmunet_jax.imaging import dicom, files
 from cmunet_jax.imaging.case import Case, UnreadableCase
@@ -187,15 +192,32 @@ def open_case(item: Input) -> Case:
     Raises:
       UnreadableCase: with the reason.
     """
-    try:
+    with _reasons():
         if item.kind == "dicom":
             return dicom.open_dicom(item.path)
         case = files.open_file(item.path, kind=item.kind, name=item.name)
+    return replace(case, id=f"{item.name}-{case.sha256[:8]}") if item.shared else case
+
+
+def read_frame(case: Case, index: int) -> NDArray[np.generic]:
+    """One frame [H, W] of a case.
+
+    Raises:
+      UnreadableCase: with the reason.
+    """
+    with _reasons():
+        return case.read(index)
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Errors of the system as reasons; their own text repeats the path of the file."""
+    try:
+        yield
     except MemoryError:
         raise UnreadableCase("too large for the memory") from None
     except OSError as error:
         raise UnreadableCase(f"{error.strerror or 'cannot be read'}") from None
-    return replace(case, id=f"{item.name}-{case.sha256[:8]}") if item.shared else case
 
 
 def frame_names(case: Case) -> list[str]:

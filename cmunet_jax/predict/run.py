@@ -127,16 +127,19 @@ class _Run:
                 case = inputs.distinct(inputs.open_case(item), self._taken)
             except UnreadableCase as error:
                 self._refuse(item, str(error))
+                self.bar.total -= 1
                 continue
             job = self._job(number, item, case)
             self.bar.total += case.frames - 1
             for index in range(case.frames):
                 if job.failed:  # a frame before this one could not be used
+                    self.bar.total -= case.frames - index
                     break
                 try:
-                    image = case.read(index)
-                except (UnreadableCase, OSError, MemoryError) as error:
-                    self.fail(job, index, str(error) or type(error).__name__)
+                    image = inputs.read_frame(case, index)
+                except UnreadableCase as error:
+                    self.fail(job, index, str(error))
+                    self.bar.total -= case.frames - index
                     break
                 yield Frame(job, index, image)
                 del image
@@ -162,7 +165,6 @@ class _Run:
 
     def _refuse(self, item: Input, reason: str) -> None:
         self.outcome.failed.append(Refused(str(item.path), item.label, reason))
-        self.bar.total -= 1
 
     def mask(self, found: Probability[Job]) -> _Made:
         """Adds the mask."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmunet_jax.config import choose
-from cmunet_jax.data import geometry
+from cmunet_jax.data import geometry, released
 from cmunet_jax.data.preprocessing import PaperOptions, Prepared, Preprocessing
 
 FITS = ("auto", "whole", "tiles")
@@ -103,9 +103,9 @@ def to_grey_levels(frame: NDArray[np.generic], chain: Preprocessing) -> NDArray[
 
     `paper` maps what is not 8-bit by minimum and maximum; `fixed` needs no such thing.
     """
-    from cmunet_jax.data import released
-
-    return released.to_uint8(frame) if isinstance(chain.options, PaperOptions) else frame
+    # NaN has no level: it stays, and preparing a window refuses it.
+    finite = frame.dtype.kind != "f" or bool(np.isfinite(frame).all())
+    return released.to_uint8(frame) if isinstance(chain.options, PaperOptions) and finite else frame
 
 
 def restore(

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-import cmunet_jax
+from cmunet_jax import __version__
 from cmunet_jax import config as config_lib
 from cmunet_jax.imaging import inputs
 from cmunet_jax.predict import masks, network, outputs, windows
@@ -124,7 +124,7 @@ def _options(
         qca=config.qca,
         burned_in=config.burned_in,
         spacing=config.spacing,
-        algorithm=f"{cmunet_jax.__version__} {digests}"[:64],
+        algorithm=f"{__version__} {digests}"[:64],
     )
 
 

@@ -155,6 +155,17 @@ def test_bad_files_give_a_reason(name, make, reason, tmp_path):
         inputs.open_case(item).read(0)
 
 
+def test_a_file_that_vanishes_is_a_reason_without_its_path(tmp_path):
+    path = xa.write(tmp_path, xa.run(2), bits=12)
+    (item,) = inputs.find(str(path)).inputs
+    case = inputs.open_case(item)
+    path.unlink()
+    for use in (lambda: inputs.read_frame(case, 1), lambda: inputs.open_case(item)):
+        with pytest.raises(UnreadableCase) as error:
+            use()
+        assert "Mustermann" not in str(error.value) and str(error.value)
+
+
 def test_a_dicom_is_known_by_its_content_and_named_by_its_digest(tmp_path):
     path = xa.write(tmp_path, xa.run(2), bits=12, name="Mustermann")
     (item,) = inputs.find(str(tmp_path)).inputs

@@ -134,7 +134,8 @@ def test_whole_frames_give_the_masks_that_evaluation_measures(preset, pool):
 
 def test_a_frame_that_cannot_be_prepared_is_named_and_the_rest_goes_on(pool):
     bad = np.full((20, 20), np.nan, np.float32)
-    found = list(lib.run([network()], frames([angiogram(20, 20), bad]), How(), pool=pool))
+    networks = [network(), network(name="paper", centre_crop=16)]
+    found = list(lib.run(networks, frames([angiogram(20, 20), bad]), How(), pool=pool))
     assert found[0].values is not None
     assert found[1].values is None and "NaN" in found[1].error
 
