@@ -1,4 +1,4 @@
-"""PyTorch's files: tensors within their storages, archives, whole modules, and what is no weights."""
+"""PyTorch's files: tensors within their storages, archives, whole modules, what is no weights."""
 
 import pickle
 import struct
