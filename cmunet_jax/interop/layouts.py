@@ -114,7 +114,7 @@ class Layout:
     without_bias: bool = False
 
 
-def _kernels(encoder: str, decoder: str | None = None) -> dict[str, str]:
+def _kernels(encoder: str, decoder: str | None = None) -> dict[str, Any]:
     """The three names that tell width, outputs and up-sampling, behind these prefixes."""
     first = f"{encoder}down_conv1.double_conv.double_conv.0.weight"
     if decoder is None:

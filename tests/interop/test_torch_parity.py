@@ -1,5 +1,7 @@
 """PyTorch itself as the oracle: what it saves gives the same logits here. Skips without PyTorch."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from cmunet_jax.models.unet import UNet
 from tests.golden.case import formula
 
 torch = pytest.importorskip("torch", reason="the extra `bench` is not installed")
-nn = torch.nn
+nn: Any = torch.nn
 pytestmark = pytest.mark.slow
 WIDTH = 3
 
