@@ -228,7 +228,7 @@ def background(image: Array, field: Array, *, sigma: float) -> Array:
     """Local mean of float32 [S, S] inside the field; see `data.field_of_view.background`."""
     size = image.shape[0]
     weight = field.astype(jnp.float32)
-    blur = np.eye(size, dtype=np.float32)
+    blur: np.ndarray = np.eye(size, dtype=np.float32)
     if size > WORKING_SIZE:
         blur = fixed_matrix(size, WORKING_SIZE, cv2.INTER_AREA)
         sigma = sigma * WORKING_SIZE / size

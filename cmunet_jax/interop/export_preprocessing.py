@@ -78,9 +78,9 @@ def restore(margins: Array, frames: Array, options: Mapping[str, Any]) -> tuple[
         # Centred; a window larger than the frame begins before it.
         first = jnp.where(side > length, -((side - length) // 2), (length - side) // 2)
         places = indices(count) - first
-        lengths = {"inputs": jnp.asarray(options["size"]), "outputs": side}
-        smaller = export_resample.area(places, samples, **lengths)
-        larger = export_resample.linear(places, samples, **lengths)
+        size = jnp.asarray(options["size"])
+        smaller = export_resample.area(places, samples, inputs=size, outputs=side)
+        larger = export_resample.linear(places, samples, inputs=size, outputs=side)
         axes.append(jnp.where(side < options["size"], smaller, larger))
         seen.append((places >= 0) & (places < side))
     native = jax.vmap(lambda margin: along_axes(axes[0], margin, axes[1]))(margins)
@@ -108,9 +108,9 @@ def _window_of(frames: Array, size: int) -> tuple[Array, Array, Array]:
     axes, covers = [], []
     for length, count in zip(lengths, frames.shape[1:], strict=True):
         samples = indices(count) + (side - length) // 2
-        sides = {"inputs": side, "outputs": jnp.asarray(size)}
-        shrunk = export_resample.area(places, samples, **sides, repeat_ends=True)
-        enlarged = export_resample.cubic(places, samples, **sides)
+        wide = jnp.asarray(size)
+        shrunk = export_resample.area(places, samples, inputs=side, outputs=wide, repeat_ends=True)
+        enlarged = export_resample.cubic(places, samples, inputs=side, outputs=wide)
         axes.append(jnp.where(side >= size, shrunk, enlarged))
         covers.append(_cover(places, samples, side, size))
     return axes[0], axes[1], covers[0][:, None] * covers[1][None] > 0.999

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
+Weights = jax.Array | np.ndarray
 PRECISE = jax.lax.Precision.HIGHEST  # bfloat16 products would show as noise in the image
 
 
-def along_axes(rows: Array, image: Array, columns: Array) -> Array:
+def along_axes(rows: Weights, image: Array, columns: Weights) -> Array:
     """`rows` [A, H] @ image [H, W] @ `columns` [B, W] transposed -> [A, B]."""
     left = jnp.matmul(rows, image, precision=PRECISE)
     return jnp.matmul(left, columns.T, precision=PRECISE)

@@ -113,9 +113,10 @@ def _check_free(target: pathlib.Path, *, overwrite: bool) -> None:
 @contextlib.contextmanager
 def _staging(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder beside the results, gone afterwards; so is `target` if nothing came of it."""
-    # What this makes is taken away again; what was there stays.
-    made = [p for p in (target, *target.parents) if not p.exists()]
+    made: list[pathlib.Path] = []
     try:
+        # What this makes is taken away again; what was there stays.
+        made += [path for path in (target, *target.parents) if not path.exists()]
         target.mkdir(parents=True, exist_ok=True)
         staging = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=target))
         try:
