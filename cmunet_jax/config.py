@@ -17,7 +17,16 @@ import ml_collections
 
 from tfds_angio.errors import UserError
 
-STAGES = ("pretrain", "finetune", "evaluate", "quickstart", "sweep", "report", "benchmark")
+STAGES = (
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "quickstart",
+    "sweep",
+    "report",
+    "benchmark",
+    "select",
+)
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
 FREE = (
@@ -44,6 +53,7 @@ _REQUIRED = {
     "quickstart": ("pretrain", "finetune", "scratch", "evaluate"),
     "report": ("sweep", "title", "resamples"),
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),
+    "select": ("checkpoint", "data", "split", "k", "method"),
     "sweep": ("methods", "labels", "data", "test_split", "pretrain", "finetune", "evaluate"),
 }
 _RANGES = {
@@ -67,6 +77,8 @@ _RANGES = {
     "seconds": (0, math.inf),
     "threads": (0, math.inf),
     "metrics.images": (1, math.inf),
+    "k": (1, math.inf),
+    "per_patient": (0, math.inf),
 }
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*$")
 

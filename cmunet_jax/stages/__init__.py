@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cmunet_jax.stages import benchmark, evaluate, quickstart, report, sweep, train
+from cmunet_jax.stages import benchmark, evaluate, quickstart, report, select, sweep, train
 
 STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "pretrain": train.run,
@@ -13,6 +13,7 @@ STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "report": report.run,
     "sweep": sweep.run,
     "benchmark": benchmark.run,
+    "select": select.run,
 }
 """config.stage -> (config, workdir) -> exit status."""
 
