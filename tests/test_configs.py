@@ -31,6 +31,7 @@ ARGUMENTS = {
     "quickstart.py": ("size=demo,tiny", "labels=5,18"),
     "evaluate.py": ("data=arcade,angio_folder",),
     "report.py": (),
+    "select.py": ("data=arcade,angio_folder",),
     "sweep.py": (SIZES, "protocol=fair,paper", "data=angio_synthetic,arcade"),
 }  # fmt: skip
 
