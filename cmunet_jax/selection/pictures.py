@@ -77,14 +77,16 @@ def draw_map(
     figure = Figure(figsize=(8, 7), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    axis.scatter(*points[~labelled].T, s=9, color=_POOL, label=f"pool ({int((~labelled).sum())})")
+    x, y = points.T
+    name = f"pool ({int((~labelled).sum())})"
+    axis.scatter(x[~labelled], y[~labelled], s=9, color=_POOL, label=name)
     if labelled.any():
         name = f"labelled ({int(labelled.sum())})"
-        axis.scatter(*points[labelled].T, s=22, color=_LABELLED, marker="s", label=name)
-    marked = points[list(chosen)]
-    axis.scatter(*marked.T, s=45, color=_CHOSEN, edgecolor="black", label=f"chosen ({len(chosen)})")
-    for rank, (x, y) in enumerate(marked, start=1):
-        axis.annotate(str(rank), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=9)
+        axis.scatter(x[labelled], y[labelled], s=22, color=_LABELLED, marker="s", label=name)
+    at, name = list(chosen), f"chosen ({len(chosen)})"
+    axis.scatter(x[at], y[at], s=45, color=_CHOSEN, edgecolor="black", label=name)
+    for rank, row in enumerate(at, start=1):
+        axis.annotate(str(rank), points[row], xytext=(4, 4), textcoords="offset points", fontsize=9)
     axis.set_xlabel(f"1st principal component ({shares[0]:.0%} of the variance)")
     axis.set_ylabel(f"2nd principal component ({shares[1]:.0%})")
     axis.set_title(title, fontsize=11)
