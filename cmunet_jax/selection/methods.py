@@ -106,7 +106,8 @@ def typiclust(
     codes = distances.kmeans(features, clusters, seed=seed)
     typical = typicality(features, codes, limits.patients)
     images = np.bincount(codes)
-    patients = np.bincount(codes, weights=limits.weights)
+    # Rounded: sums of thirds in another order must not decide between equal clusters.
+    patients = np.round(np.bincount(codes, weights=limits.weights), 6)
     chosen: list[int] = []
     choices = []
     for _ in range(k):
@@ -117,8 +118,7 @@ def typiclust(
         open_ = np.bincount(codes, weights=allowed) > 0
         large = open_ & (images >= LEAST_CLUSTER)
         among = np.flatnonzero(large if large.any() else open_)
-        # Rounded: sums of thirds in another order must not decide between equal clusters.
-        cluster = min(among, key=lambda c: (covered[c], -round(patients[c], 6), c))
+        cluster = min(among, key=lambda c: (covered[c], -patients[c], c))
         index = int(np.where(allowed & (codes == cluster), typical, -np.inf).argmax())
         chosen.append(index)
         why = f"most typical of {images[cluster]} images of cluster {cluster}"
