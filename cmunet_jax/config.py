@@ -29,6 +29,7 @@ STAGES = (
     "predict",
     "view",
     "export",
+    "select",
 )
 _TRAINING = ("objective", "model", "data", "preprocessing", "views", "optim", "checkpoint")
 # Keys that do not change results: a resumed run may set them anew, a trial is known without them.
@@ -60,6 +61,7 @@ _REQUIRED = {
     "benchmark": ("cases", "batch_size", "dtype", "finetune", "pretrain"),
     "import_weights": ("source", "preprocessing", "data"),
     "view": ("input", "compare", "images", "labels", "overwrite", "port", "open_browser"),
+    "select": ("checkpoint", "data", "split", "k", "method"),
     "sweep": ("methods", "labels", "data", "test_split", "pretrain", "finetune", "evaluate"),
 }
 _RANGES = {
@@ -89,6 +91,8 @@ _RANGES = {
     "spacing": (0, math.inf),
     "workers": (0, math.inf),
     "port": (0, 65535),
+    "k": (1, math.inf),
+    "per_patient": (0, math.inf),
 }
 _DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*(steps?|epochs?|examples?|%)\s*$")
 

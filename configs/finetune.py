@@ -27,6 +27,9 @@ def get_config(arg=None):
     config.data.split = "train"
     config.labels = 18  # labelled images used; 0: all
     config.draw = 0  # which of the nested draws of labelled images
+    # Instead of a draw: a file that lists images of train, e.g. the selection.csv of
+    # configs/select.py. The first config.labels of them are used; 0: all.
+    config.label_ids = ""
     # Cross-validation: the labels are divided into this many folds (0: not), and learnt without
     # one of them, which becomes the split `fold`.
     config.folds = 0

@@ -35,6 +35,7 @@ ARGUMENTS = {
     "report.py": (),
     "import_weights.py": (),
     "view.py": (),
+    "select.py": ("data=arcade,angio_folder",),
     "sweep.py": (SIZES, "protocol=fair,paper", "data=angio_synthetic,arcade"),
 }  # fmt: skip
 

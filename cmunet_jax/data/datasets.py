@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from cmunet_jax.data import id_lists
 from tfds_angio import options as option_parser
 from tfds_angio import resplit
 from tfds_angio.base import AngioDataset, build, open_dataset
@@ -38,7 +39,14 @@ def open_or_build(options: ml_collections.ConfigDict) -> AngioDataset:
 
 
 def labelled_subset(
-    dataset: AngioDataset, *, labels: int, draw: int, folds: int, fold: int, prefix: str = ""
+    dataset: AngioDataset,
+    *,
+    labels: int,
+    draw: int,
+    folds: int,
+    fold: int,
+    label_ids: str = "",
+    prefix: str = "",
 ) -> tuple[AngioDataset, list[str]]:
     """The labelled images that a fine-tuning learns from.
 
@@ -48,21 +56,27 @@ def labelled_subset(
       draw: which of the nested draws.
       folds: 0, or into how many folds the subset is divided.
       fold: the one that is not learnt from; it becomes the split `fold`.
+      label_ids: a file that lists the images in the place of a draw (`id_lists.read`), '' for none.
       prefix: of the keys in messages.
 
     Returns:
       The data set, with the split `fold` if there are folds, and the ids.
 
     Raises:
-      UserError: more labels than images, no such draw, folds or fold out of range.
+      UserError: more labels than images, no such draw, a file that cannot be used, folds or fold
+        out of range.
     """
-    available = dataset.sizes.get("train", 0)
+    order = _listed(dataset, label_ids, prefix) if label_ids else None
+    available = dataset.sizes.get("train", 0) if order is None else len(order)
     if labels > available:
         raise UserError(
             f"config.{prefix}labels={labels} is more than the {available} labelled "
-            f"images of {dataset.name}. Use at most {available}, or 0 for all."
+            f"images of {label_ids or dataset.name}. Use at most {available}, or 0 for all."
         )
-    ids = dataset.labelled_ids(labels or available, draw=draw)
+    if order is None:
+        ids = dataset.labelled_ids(labels or available, draw=draw)
+    else:
+        ids = order[: labels or available]
     if not folds:
         if fold:
             raise UserError(
@@ -71,6 +85,23 @@ def labelled_subset(
             )
         return dataset, ids
     return resplit.with_fold(dataset, ids, folds=folds, fold=fold)
+
+
+def _listed(dataset: AngioDataset, path: str, prefix: str) -> list[str]:
+    """The ids of a file, all of which must be in train."""
+    key = f"{prefix}label_ids"
+    ids = id_lists.read(path, key=key)
+    split_of = {i: split for split in dataset.sizes for i in dataset.ids(split)}
+    others = [i for i in ids if split_of.get(i) != "train"]
+    if others:
+        where = split_of.get(others[0])
+        place = f"is in its split {where}" if where else "is not in it"
+        raise UserError(
+            f"config.{key}={path}: {len(others)} of its {len(ids)} images are not labelled images "
+            f"of train of {dataset.name}: '{others[0]}' {place}. Build the data set again with "
+            "their masks; a manifest decides what goes into train."
+        )
+    return ids
 
 
 def size_of(dataset: AngioDataset, split: str, *, key: str) -> int:

@@ -11,6 +11,7 @@ from cmunet_jax.stages import (
     predict,
     quickstart,
     report,
+    select,
     sweep,
     train,
     view,
@@ -28,6 +29,7 @@ STAGES: Mapping[str, Callable[[Any, Any], int]] = {
     "benchmark": benchmark.run,
     "import_weights": import_weights.run,
     "view": view.run,
+    "select": select.run,
 }
 """config.stage -> (config, workdir) -> exit status."""
 

@@ -62,7 +62,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
             "weights": segmenter.kind,
         },
         "preprocessing": loaded.preprocessing,
-        "training": {key: loaded.config.get(key) for key in _FACTS},
+        "training": {key: loaded.config.get(key) for key in _FACTS}
+        | {"label_ids": loaded.config.get("provenance", {}).get("label_ids")},
         "selected_on": _selected_on(loaded.config, str(config.step)),
         "splits": {
             "rule": dataset.splits,
@@ -103,7 +104,8 @@ def open_data(config: ml_collections.ConfigDict, trained: Mapping[str, Any]) -> 
     dataset = datasets.open_or_build(data)
     if same and data.splits == before and trained.get("folds"):
         chosen = {key: trained[key] for key in ("labels", "draw", "folds", "fold")}
-        dataset, _ = datasets.labelled_subset(dataset, **chosen)
+        label_ids = trained.get("label_ids", "")
+        dataset, _ = datasets.labelled_subset(dataset, label_ids=label_ids, **chosen)
     return dataset
 
 

@@ -1,5 +1,7 @@
 """What a network has seen: travels in its checkpoint, so that nothing it trained on tests it."""
 
+import hashlib
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ IMPORTED = "its weights were imported: what they were trained on before is not k
 def of_training(
     config: ml_collections.ConfigDict, chosen: Any, initial: Loaded | None
 ) -> dict[str, Any]:
-    """Returns data set, fingerprint and what was seen, by data set family.
+    """Returns data set, fingerprint, a file of ids, and what was seen, by data set family.
 
     Of each family: `ids` of the images, `masks` (ids of those whose masks were learnt from) and
     `patients` (or runs, where no patient is known).
@@ -42,6 +44,8 @@ def of_training(
         },
         "init_from": None,
     }
+    if config.get("label_ids"):
+        facts["label_ids"] = _of_list(config, chosen)
     families = {}
     if initial:
         facts["init_from"] = {"path": str(initial.path), "digest": initial.digest}
@@ -52,6 +56,28 @@ def of_training(
     before = families.get(dataset.name, {})
     families[dataset.name] = {k: sorted(set(before.get(k, [])) | v) for k, v in seen.items()}
     return facts | {"seen": families}
+
+
+def _of_list(config: ml_collections.ConfigDict, chosen: Any) -> dict[str, Any]:
+    """Which images a file of ids stood for when the run began."""
+    digest = hashlib.sha256("\n".join(chosen.ids).encode()).hexdigest()
+    return {"path": str(config.get("label_ids", "")), "images": len(chosen.ids), "sha256": digest}
+
+
+def check_same_labels(
+    workdir: pathlib.Path, facts: Mapping[str, Any], config: ml_collections.ConfigDict, chosen: Any
+) -> None:
+    """Refuses to continue a run whose file of ids lists other images by now.
+
+    Raises:
+      UserError: naming the file and the remedy.
+    """
+    before, now = facts.get("label_ids"), _of_list(config, chosen)
+    if before and before["sha256"] != now["sha256"]:
+        raise UserError(
+            f"{workdir} was started on other images than config.label_ids={config.label_ids} lists "
+            "now. Choose another --workdir to train on these."
+        )
 
 
 def check_unseen(

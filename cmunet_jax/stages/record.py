@@ -93,7 +93,9 @@ def read_facts(workdir: pathlib.Path) -> dict[str, Any]:
       UserError: if it is damaged.
     """
     content = read(workdir) if (workdir / FILE).is_file() else {}
-    return {key: content[key] for key in ("data", "init_from", "seen") if key in content}
+    return {
+        key: content[key] for key in ("data", "init_from", "seen", "label_ids") if key in content
+    }
 
 
 def check_data(workdir: pathlib.Path, facts: dict[str, Any], dataset: AngioDataset) -> None:

@@ -87,6 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     _require_one_run(config, chosen)
     before = record.read_facts(workdir)
     record.check_data(workdir, before, chosen.dataset)
+    provenance.check_same_labels(workdir, before, config, chosen)
     # A run that has saved goes on from there, also where init_from is no longer to be found.
     resuming = bool(before) and bool(store.step_folders(workdir / "checkpoints"))
     initial = None
@@ -147,6 +148,7 @@ def choose_images(config: ml_collections.ConfigDict, prefix: str = "") -> Chosen
             draw=config.draw,
             folds=config.get("folds", 0),
             fold=config.get("fold", 0),
+            label_ids=config.get("label_ids", ""),
             prefix=prefix,
         )
         if config.eval_split:

@@ -1,0 +1,1 @@
+"""Which images to label next: a pool, its features, a method that chooses, and what is written."""

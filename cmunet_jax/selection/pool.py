@@ -1,0 +1,191 @@
+"""The images to choose from: of a built data set, or of a folder of image files.
+
+A pool is in the order of its ids, so that nothing depends on how files happen to be listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfds_angio.angio_folder import identity, load, scan
+from tfds_angio.angio_folder.problems import Problem
+from tfds_angio.base import AngioDataset
+from tfds_angio.errors import UserError
+
+PERCENTILE = 0.1  # that of angio_folder: what is chosen looks as it will in training
+
+
+class Unreadable(Exception):
+    """An image that cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image.
+
+    Attributes:
+      id: as in the data set, or the path in the folder without its extension.
+      patient: patient, or run where no patient is known; '' where neither is.
+      centre: '' where unknown.
+      labelled: whether it has its annotation already.
+      path: of the file; None in a data set.
+    """
+
+    id: str
+    patient: str
+    centre: str
+    labelled: bool
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What was read: grey uint8 [H, W], and the SHA-256 (hex) of the file, '' in a data set."""
+
+    image: NDArray[np.uint8]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images in the order of their ids.
+
+    Attributes:
+      items: what is known without reading an image.
+      read: position -> `Picture`; raises `Unreadable`; may be called from several threads.
+      about: where they are from, for the record.
+      problems: what was irregular about the files' names.
+    """
+
+    items: tuple[Item, ...]
+    read: Callable[[int], Picture]
+    about: Mapping[str, Any]
+    problems: tuple[Problem, ...] = ()
+
+    def take(self, positions: Sequence[int]) -> Pool:
+        """The pool without the images at other positions; `positions` ascend."""
+        kept = [int(at) for at in positions]
+        read = self.read
+        return replace(self, items=tuple(self.items[i] for i in kept), read=lambda i: read(kept[i]))
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which images have their annotation, bool [N]."""
+        return np.array([item.labelled for item in self.items], bool)
+
+
+def of_dataset(dataset: AngioDataset, split: str, *, masks: str) -> Pool:
+    """The images of a split; those of any part but `unlabelled` have masks.
+
+    Args:
+      dataset: opened.
+      split: of it, also 'a+b'.
+      masks: 'labelled', or 'ignore' to choose among images that are labelled in truth.
+
+    Raises:
+      UserError: no such split, or it is empty.
+    """
+    ids = dataset.ids(split)
+    parts = [part.strip() for part in split.split("+") if part.strip() in dataset.sizes]
+    has_mask = [part != "unlabelled" for part in parts for _ in range(dataset.sizes[part])]
+    columns = zip(ids, dataset.groups(split), dataset.centres(split), has_mask, strict=True)
+    found = [Item(i, group, centre, masks == "labelled" and m) for i, group, centre, m in columns]
+    order = sorted(range(len(found)), key=lambda at: found[at].id)
+    source = dataset.source(split)
+
+    def read(position: int) -> Picture:
+        return Picture(np.asarray(source[order[position]]["image"])[..., 0], "")
+
+    about = {
+        "kind": "data set",
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "split": split,
+        "splits": dataset.splits,
+    }
+    return Pool(tuple(found[at] for at in order), read, about)
+
+
+def of_folder(folder: str | Path, *, pattern: str, manifest: str = "", masks: str) -> Pool:
+    """The image files below a folder, or below its `imgs/` beside which `masks/` may lie.
+
+    Args:
+      folder: of image files (`tfds_angio.images.SUFFIXES`).
+      pattern: regular expression with a group `patient`, for names that the manifest lacks.
+      manifest: CSV with the columns file, patient, centre; '' for none.
+      masks: 'labelled' or 'ignore': whether an image with a mask has its annotation.
+
+    Raises:
+      UserError: no such folder, no image in it, or a pattern or manifest that cannot be used.
+    """
+    root = Path(folder).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(f"config.input={folder} is no folder: name the one that holds the images.")
+    images_folder = "imgs" if (root / "imgs").is_dir() else "."
+    entries, problems = scan.scan(
+        root, images_folder=images_folder, masks_folder="masks", mask_suffix=""
+    )
+    if images_folder == ".":
+        entries = [entry for entry in entries if not entry.id.startswith("masks/")]
+    who, more = identity.identify(
+        entries,
+        pattern=pattern,
+        manifest=Path(manifest).expanduser() if manifest else None,
+        root=root,
+        images_folder=images_folder,
+    )
+    items = tuple(
+        Item(
+            id=entry.id,
+            patient=who[entry.id].patient,
+            centre=who[entry.id].centre,
+            labelled=masks == "labelled" and entry.mask is not None,
+            path=entry.image,
+        )
+        for entry in sorted(entries, key=lambda entry: entry.id)
+    )
+    # Masks and images without one are what the pool is made of, not irregularities.
+    told = tuple(p for p in (*problems, *more) if p.severity != "info")
+    about = {"kind": "folder", "folder": str(root), "pattern": pattern, "manifest": manifest}
+    return Pool(items, lambda at: _read(items[at], root), about, told)
+
+
+def _read(item: Item, root: Path) -> Picture:
+    assert item.path is not None
+    loaded = load.load(scan.Entry(item.id, item.path, None), root=root, percentile=PERCENTILE)
+    if loaded.image is None:
+        raise Unreadable(loaded.problems[0].problem)
+    try:
+        return Picture(loaded.image, hashlib.sha256(item.path.read_bytes()).hexdigest())
+    except OSError as error:
+        raise Unreadable(f"cannot be read ({error.strerror})") from error
+
+
+def mark_labelled(pool: Pool, ids: Sequence[str], *, path: str) -> Pool:
+    """The pool in which the images of `ids` count as labelled too.
+
+    Args:
+      pool: to choose from.
+      ids: of it.
+      path: of the file that lists them, for the message.
+
+    Raises:
+      UserError: an id that the pool does not hold.
+    """
+    unknown = sorted(set(ids) - {item.id for item in pool.items})
+    if unknown:
+        raise UserError(
+            f"config.labelled={path}: {len(unknown)} of its {len(ids)} ids are not in the pool, "
+            f"the first is '{unknown[0]}'. Ids look like '{pool.items[0].id}'; a split that holds "
+            "them belongs into config.split."
+        )
+    known = set(ids)
+    items = (replace(i, labelled=i.labelled or i.id in known) for i in pool.items)
+    return replace(pool, items=tuple(items))
