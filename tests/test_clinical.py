@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -40,8 +41,6 @@ def start(command: str, folder: pathlib.Path) -> subprocess.Popen[str]:
     words = [sys.executable, *shlex.split(command)[1:]]
     words = [str(ROOT / w) if w.startswith("configs/") else w for w in words]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    import os
-
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     return subprocess.Popen(words, cwd=folder, text=True, env=env, **pipes)
 
@@ -53,6 +52,10 @@ def run(command: str, folder: pathlib.Path) -> str:
     return said
 
 
+def read(path: pathlib.Path) -> np.ndarray:
+    return np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
+
+
 def scores(run_folder: pathlib.Path, truth: np.ndarray) -> list[float]:
     """Dice of the frames in which arteries are filled, without the corrected one."""
     (case,) = json.loads((run_folder / "predictions.json").read_text())["cases"]
@@ -61,7 +64,7 @@ def scores(run_folder: pathlib.Path, truth: np.ndarray) -> list[float]:
         at = frame["index"]
         if clinical.FILLED[at] < clinical.SEEN or at == CORRECTED:
             continue
-        mask = cv2.imread(str(run_folder / frame["mask"]), cv2.IMREAD_UNCHANGED) > 0
+        mask = read(run_folder / frame["mask"]) > 0
         total = mask.sum() + truth[at].sum()
         found.append(2 * float((mask & truth[at]).sum()) / max(float(total), 1.0))
     return found
@@ -128,7 +131,7 @@ def test_from_a_dicom_to_a_better_model(tmp_path):
         if "configs/view.py" in command:
             look_and_correct(command, tmp_path, truth[CORRECTED])
             label = next((tmp_path / "runs/labels/masks").glob("*.png"))
-            drawn = cv2.imread(str(label), cv2.IMREAD_UNCHANGED) > 0
+            drawn = read(label) > 0
             overlap = 2 * (drawn & truth[CORRECTED]).sum()
             assert overlap / (drawn.sum() + truth[CORRECTED].sum()) > 0.75
             assert label.stem.endswith(f"_{CORRECTED:04d}")
@@ -150,7 +153,6 @@ def check_outputs(run_folder: pathlib.Path, source: pathlib.Path, frames: np.nda
     segmentation = hd.seg.segread(run_folder / case["segmentation"])
     assert segmentation.NumberOfFrames == len(frames)
     for frame in case["frames"]:
-        overlay = cv2.imread(str(run_folder / frame["overlay"]))
-        assert overlay.shape == (clinical.SIZE, clinical.SIZE, 3)
+        assert read(run_folder / frame["overlay"]).shape == (clinical.SIZE, clinical.SIZE, 3)
         measured = json.loads((run_folder / frame["qca"]).read_text())
         assert measured["spacing_mm"] == [clinical.SPACING_MM] * 2

@@ -39,9 +39,10 @@ def exported_rows(
     prepared = chain.apply(frame[0]).float()[None, ..., None]
     placed = jax.device_put(weights, sharding.replicated(training.mesh))
     network = lambda: np.asarray(forward(placed, prepared))  # noqa: E731
+    objective: Any = training.objective
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.stablehlo")
-        exported = export_stablehlo.export(training.objective.network, weights, chain.to_dict())
+        exported = export_stablehlo.export(objective.network, weights, chain.to_dict())
         path.write_bytes(exported.serialize())
         segment = export_loader.load(path)
         tasks = {

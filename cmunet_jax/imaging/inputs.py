@@ -124,7 +124,7 @@ def _without(found: Found, folder: Path) -> Found:
     kept = [item for item in found.inputs if outside(item.path)]
     refused = [r for r in found.refused if not os.path.isfile(r.path) or outside(r.path)]
     ignored = [path for path in found.ignored if outside(path)]
-    count = sum(map(len, (found.inputs, found.refused, found.ignored)))
+    count = len(found.inputs) + len(found.refused) + len(found.ignored)
     return Found(kept, refused, ignored, count - len(kept) - len(refused) - len(ignored))
 
 

@@ -43,7 +43,7 @@ def export(
 
     def segment(frames: jax.Array, is_8bit: jax.Array) -> jax.Array:
         seen = export_preprocessing.network_input(frames, is_8bit, preprocessing)
-        logits = network.apply(dict(weights), seen[..., None], train=False)
+        logits: Any = network.apply(dict(weights), seen[..., None], train=False)
         margins = logits[..., 1] - logits[..., 0]
         native, covered = export_preprocessing.restore(margins, frames, preprocessing)
         return jnp.where(covered, jax.nn.sigmoid(native), 0)

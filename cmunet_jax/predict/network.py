@@ -223,7 +223,7 @@ def _margins(
         logits = np.asarray(network.forward(np.rot90(seen, turns, (1, 2))), np.float32)
         margin = np.rot90(logits[..., 1] - logits[..., 0], -turns, (1, 2))
         total += margin[:, :, ::-1] if mirrored else margin
-    return total / len(views)
+    return np.asarray(total / len(views), np.float32)
 
 
 def _finish(work: _Work) -> Probability[Any]:

@@ -15,7 +15,7 @@ def to_8_bit(frame: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Grey [H, W] as uint8: 8-bit frames as they are, others between their extreme percentiles."""
     if frame.dtype == np.uint8:
         return np.asarray(frame, np.uint8)
-    low, high = np.percentile(frame, [_CLIPPED, 100 - _CLIPPED])
+    low, high = np.percentile(frame.astype(np.float32), [_CLIPPED, 100 - _CLIPPED])
     scale = 255 / (high - low) if high > low else 0.0
     levels = (frame.astype(np.float32) - np.float32(low)) * np.float32(scale)
     return np.rint(np.clip(levels, 0, 255)).astype(np.uint8)

@@ -298,7 +298,8 @@ def run(
         made = network.ahead(pool, this.mask, probabilities, most=most, pixels=pixels)
         written = network.ahead(pool, this.write, this.choose(made), most=most, pixels=pixels)
         # What is left of the chain is stopped before the threads are, if one of its parts fails.
-        for generator in (probabilities, made, written):
+        generators: tuple[Any, ...] = (probabilities, made, written)
+        for generator in generators:
             stack.callback(generator.close)
         for job, group in itertools.groupby(written, key=lambda pair: pair[0]):
             job.entries.extend(entry for _, entry in group if entry is not None)

@@ -94,7 +94,8 @@ def prepare(frame: NDArray[np.generic], window: Window, chain: Preprocessing) ->
     if window.whole or not isinstance(chain.options, PaperOptions):
         return chain.apply(part)
     # `paper` would crop a strip to its height: pad it to a square by its edge.
-    square = geometry.pad_to_square(*part.shape, chain.size)
+    height, width = part.shape
+    square = geometry.pad_to_square(height, width, chain.size)
     return chain.apply(geometry.extract(part, square, fill=None))
 
 

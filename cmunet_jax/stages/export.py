@@ -176,10 +176,10 @@ def _header(facts: Mapping[str, Any]) -> dict[str, str]:
 def _write_stablehlo(
     segmenter: Segmenter, facts: Mapping[str, Any], folder: pathlib.Path
 ) -> dict[str, Any]:
-    network = objectives.create(config_lib.from_dict(segmenter.loaded.config)).network
+    objective: Any = objectives.create(config_lib.from_dict(segmenter.loaded.config))
     params, batch_stats = _host_weights(segmenter)
     weights = {"params": params, "batch_stats": batch_stats}
-    exported = export_stablehlo.export(network, weights, facts["preprocessing"])
+    exported = export_stablehlo.export(objective.network, weights, facts["preprocessing"])
     model, loader = (folder / name for name in FILES["stablehlo"])
     model.write_bytes(exported.serialize())
     shutil.copyfile(export_loader.__file__, loader)
@@ -232,8 +232,8 @@ def probabilities(
     prepared = [chain.apply(frame) for frame in frames]
     images = np.stack([one.float() for one in prepared])[..., None]
     padding = -len(images) % jax.device_count()
-    logits = forward(weights, np.pad(images, [(0, padding)] + [(0, 0)] * 3))
-    logits = np.asarray(logits)[: len(frames)]
+    padded: Any = np.pad(images, [(0, padding)] + [(0, 0)] * 3)
+    logits = np.asarray(forward(weights, padded))[: len(frames)]
     margins = logits[..., 1:] - logits[..., :1]
     made = []
     for margin, one in zip(margins, prepared, strict=True):
@@ -265,8 +265,8 @@ def _write_onnx(
     config = config_lib.from_dict(segmenter.loaded.config)
     config.model.dtype = "float32"  # ONNX computes in float32 whatever the training did
     forward = segment.make_forward(objectives.create(config), sharding.create_mesh())
-    images = np.random.default_rng(0).normal(size=(jax.device_count(), size, size, 1))
-    images = images.astype(np.float32)
+    noise = np.random.default_rng(0).normal(size=(jax.device_count(), size, size, 1))
+    images: Any = noise.astype(np.float32)
     ours = np.asarray(forward(segmenter.weights, images))
     theirs = onnx_file.Session(path)(images[..., 0])
     difference = float(np.abs(ours - theirs).max())

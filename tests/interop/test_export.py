@@ -107,8 +107,10 @@ def test_a_pretraining_is_not_exported(tiny_dataset, tmp_path):
 
 
 # What jax itself needs; nothing of ours, no Flax, no OpenCV.
-ALONE = ("jax", "jaxlib", "numpy", "numpy.libs", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy")
-ALONE += ("scipy.libs",)
+ALONE = (
+    "jax", "jaxlib", "numpy", "numpy.libs", "flatbuffers", "ml_dtypes", "opt_einsum", "scipy",
+    "scipy.libs",
+)  # fmt: skip
 
 
 def run_alone(folder, packages, *arguments):
