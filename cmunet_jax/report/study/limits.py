@@ -18,7 +18,7 @@ from cmunet_jax.report.study.measures import REFERENCE, Cell, fewest_first, meth
 from cmunet_jax.report.study.model import Cost, Problem, Reproduction, Sweep
 from cmunet_jax.report.study.panels import Images
 from cmunet_jax.report.study.trials import SWEEP, SweepFiles, Trial
-from cmunet_jax.report.study.wording import labels_text
+from cmunet_jax.report.study.wording import labels_text, named
 
 _FEW_RUNS = 5  # fewer draws or seeds than this say little about how much they vary
 _HARDWARE = ("devices", "platform", "cpus")
@@ -39,11 +39,11 @@ def caveats(
     said: dict[str, list[str]] = {}
     for sweep in sweeps:
         for line in partitions.caveats(sweep):
-            said.setdefault(line, []).append(sweep.title)
+            said.setdefault(line, []).append(named(sweep, sweeps))
     for sweep in sweeps:
         own = [cell for cell in cells if cell.sweep == sweep.label]
         for line in _of_sweep(sweep, own, images.get(sweep.label)):
-            said.setdefault(line, []).append(sweep.title)
+            said.setdefault(line, []).append(named(sweep, sweeps))
     for line, titles in said.items():
         everywhere = len(titles) == len(sweeps)
         lines.append(line if everywhere else f"{line.rstrip('.')} ({'; '.join(titles)}).")

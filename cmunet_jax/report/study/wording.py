@@ -87,9 +87,15 @@ def _joined(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def named(sweep: Sweep, sweeps: Sequence[Sweep]) -> str:
+    """The title of a sweep, or where another has the same the name of its folder."""
+    titles = [other.title for other in sweeps]
+    return sweep.title if titles.count(sweep.title) == 1 else sweep.label
+
+
 def _under(sweep: Sweep, sweeps: Sequence[Sweep]) -> str:
     """Which sweep a sentence is about, where there are several."""
-    return f" ({sweep.title})" if len(sweeps) > 1 else ""
+    return f" ({named(sweep, sweeps)})" if len(sweeps) > 1 else ""
 
 
 # --------------------------------------------------------------------------- does it help?
