@@ -74,6 +74,13 @@ def test_selection_on_the_test_split_and_patients_in_training_are_named(study):
     assert fair.selected_on == ("",) and fair.seen == Overlap(0, 0, "")
 
 
+def test_sweeps_of_one_title_are_told_apart_by_their_folders(study):
+    fair, paper = (s for s in study.sweeps if s.label in ("fair", "paper"))
+    assert wording.named(fair, [fair, paper]) == fair.title
+    twin = dataclasses.replace(paper, title=fair.title)
+    assert [wording.named(s, [fair, twin]) for s in (fair, twin)] == ["fair", "paper"]
+
+
 def test_without_scratch_nothing_is_said_about_pretraining(tmp_path):
     sweep = fake_sweep.build_fair(
         tmp_path, methods=("cmunet",), labels=(18, 500), draws=(0, 1), search=False, failed=""
