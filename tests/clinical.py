@@ -43,7 +43,8 @@ def run() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
 def write(path: pathlib.Path) -> pathlib.Path:
     """Writes the run; returns the path."""
     spacing = [SPACING_MM, SPACING_MM]
-    return xa.write(path.parent, run()[0], name=path.name, elements={"ImagerPixelSpacing": spacing})
+    elements = {"ImagerPixelSpacing": spacing, "BurnedInAnnotation": "NO"}
+    return xa.write(path.parent, run()[0], name=path.name, elements=elements)
 
 
 if __name__ == "__main__":
