@@ -218,7 +218,8 @@ def reasons() -> Iterator[None]:
     except MemoryError:
         raise UnreadableCase("too large for the memory, or corrupt") from None
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise UnreadableCase(f"cannot be read ({reason})") from None
+        if error.errno is None:  # pydicom's own, of elements and items that make no sense
+            raise UnreadableCase("truncated or corrupt") from None
+        raise UnreadableCase(f"cannot be read ({os.strerror(error.errno)})") from None
     except Exception as error:  # pydicom and the decoders fail in many ways on nonsense
         raise UnreadableCase(f"corrupt: it cannot be parsed ({type(error).__name__})") from None
