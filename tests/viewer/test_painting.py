@@ -183,7 +183,7 @@ def test_a_label_is_replaced_only_after_a_question(chromium: Any, viewer: Viewer
         assert np.array_equal(saved(viewer), PREDICTED)
         found.press("s")
         found.page.locator("#replace-dialog .danger").click()
-        found.page.wait_for_selector("#status:has-text('Saved')")
+        found.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
         changed = saved(viewer)
         assert changed.sum() != PREDICTED.sum()
         # Opened again it starts from the label, and compares with the prediction.
@@ -211,7 +211,7 @@ def test_a_label_that_came_meanwhile_is_asked_about_too(chromium: Any, viewer: V
         found.press("s")
         found.page.wait_for_selector("#replace-dialog[open]")
         found.page.locator("#replace-dialog .danger").click()
-        found.page.wait_for_selector("#status:has-text('Saved')")
+        found.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
         assert np.array_equal(saved(viewer), PREDICTED)
 
 
@@ -238,7 +238,7 @@ def test_a_finger_paints_on_a_phone(chromium: Any, viewer: Viewer):
         found.settle()
         assert found.page.text_content("#badge") == "not saved"
         found.page.locator("#save").tap()
-        found.page.wait_for_selector("#status:has-text('Saved')")
+        found.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
         painted = saved(viewer) & ~PREDICTED
         assert painted[disc(20, 100, 9)].all() and not painted[~disc(20, 100, 15)].any()
         small = found.page.evaluate("""
