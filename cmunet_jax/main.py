@@ -132,7 +132,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
-        print("interrupted before training; nothing to save", file=sys.stderr)
+        print("interrupted; nothing was left half-written", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
