@@ -13,6 +13,7 @@ from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
 from cmunet_jax.data import preprocessing
 from cmunet_jax.models.unet import Encoder
+from cmunet_jax.stages import segment
 from cmunet_jax.train import checkpoint, sharding
 from cmunet_jax.train.manifest import describe, leaves_by_path
 from tfds_angio.errors import UserError
@@ -50,10 +51,8 @@ def restore(
     Raises:
       UserError: if there is no such checkpoint, it is damaged, or it holds no encoder of ours.
     """
-    config_lib.choose("config.weights", weights, ("ema", "raw"))
-    loaded = checkpoint.load(path, step=int(step) if step.isdigit() else step)
+    loaded, averaged = segment.load(path, step=step, weights=weights)
     objective = objectives.create(config_lib.from_dict(loaded.config))
-    averaged = weights == "ema" and loaded.ema_params is not None
     params, stats = loaded.weights(ema=averaged)
     # What a segmentation network takes as its encoder is the encoder, whatever its name there.
     sources = [source for source, to in objective.transfer.mapping.items() if to == "encoder"]

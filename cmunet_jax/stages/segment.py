@@ -92,6 +92,16 @@ class Segmenter:
     kind: str  # 'ema' or 'raw'
 
 
+def load(path: str | pathlib.Path, *, step: str, weights: str) -> tuple[checkpoint.Loaded, bool]:
+    """Loads a checkpoint, and says whether its averaged weights are to be used.
+
+    Args and errors as in `restore`, which also makes a network of it.
+    """
+    config_lib.choose("config.weights", weights, ("ema", "raw"))
+    loaded = checkpoint.load(path, step=int(step) if step.isdigit() else step)
+    return loaded, weights == "ema" and loaded.ema_params is not None
+
+
 def restore(
     path: str | pathlib.Path, *, step: str, weights: str, mesh: jax.sharding.Mesh
 ) -> Segmenter:
@@ -106,8 +116,7 @@ def restore(
     Raises:
       UserError: if there is no such checkpoint, it is damaged, or it does not segment.
     """
-    config_lib.choose("config.weights", weights, ("ema", "raw"))
-    loaded = checkpoint.load(path, step=int(step) if step.isdigit() else step)
+    loaded, averaged = load(path, step=step, weights=weights)
     objective = objectives.create(config_lib.from_dict(loaded.config))
     if not isinstance(objective, Scratch):
         raise UserError(
@@ -115,7 +124,6 @@ def restore(
             "not segment yet. Fine-tune it first: --config configs/finetune.py "
             f"--config.init_from={path}"
         )
-    averaged = weights == "ema" and loaded.ema_params is not None
     params, batch_stats = loaded.weights(ema=averaged)
     chosen = {"params": params, "batch_stats": batch_stats}
     return Segmenter(
