@@ -7,14 +7,10 @@ and `evaluation/`. By hand it repeats or finishes one trial. It ends when its st
 which is how it learns that its worker has died.
 """
 
-import fcntl
 import json
 import os
 import pathlib
-import stat
 import sys
-import threading
-import time
 import traceback
 import uuid
 from typing import Any
@@ -29,7 +25,6 @@ from cmunet_jax.sweep.store import FULL
 from cmunet_jax.train import loop, metrics_file, store
 from tfds_angio.errors import UserError
 
-_LOCK_SECONDS = 60.0
 _FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
 
 
@@ -44,7 +39,7 @@ def run(folder: pathlib.Path) -> int:
     status = 0
     try:
         spec = json.loads((folder / child.SPEC).read_text())
-        lock = _lock(folder)
+        lock = child.lock(folder)
         devices.set_up()
         if spec.get("measure"):
             outcome = measure.run(config_lib.from_dict(spec["config"]))
@@ -197,20 +192,6 @@ def _log_read(
     record.write_json(path, content)
 
 
-def _lock(folder: pathlib.Path) -> int:
-    """Waits until no other process works in the folder, such as one whose worker was killed."""
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"another process still works in {folder}") from None
-            time.sleep(0.2)
-
-
 def _of_storage(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is a disk that is full or cannot be written."""
     seen: set[int] = set()
@@ -223,13 +204,6 @@ def _of_storage(error: BaseException | None) -> bool:
     return any(phrase in text for phrase in _FULL_TEXTS)
 
 
-def _end_with_worker() -> None:
-    """Ends this process when the pipe from its worker closes, without saving: another may start."""
-    while os.read(0, 1024):
-        pass  # Nothing is ever sent.
-    os._exit(loop.EXIT_PREEMPTED)
-
-
 def main() -> int:
     """Entry point."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -239,8 +213,7 @@ def main() -> int:
     flags.FLAGS(sys.argv[:1])  # Grain's workers need parsed flags.
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        threading.Thread(target=_end_with_worker, name="worker-watch", daemon=True).start()
+    child.end_with_worker(loop.EXIT_PREEMPTED)
     return run(pathlib.Path(sys.argv[1]).absolute())
 
 

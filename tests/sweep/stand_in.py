@@ -2,6 +2,7 @@
 
 The network of these trials is a number of steps. They save as Orbax does, a folder a step, go on
 from the newest, and note what they began with. `behave` in a trial's config says how long it takes.
+They take the folder's lock and end with their worker as a real trial does.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def command(plan: Sequence[Trial], url: str, scratch: pathlib.Path) -> list[str]
 
 def _trial(folder: pathlib.Path) -> int:
     spec = json.loads((folder / "spec.json").read_text())
-    behave, worker = spec["config"]["behave"], os.getppid()
+    behave = spec["config"]["behave"]
+    child.lock(folder)
     saved = folder / "run" / "checkpoints"
     done = max((int(p.name) for p in saved.glob("[0-9]*")), default=0)
     with open(folder / "log.txt", "a") as log:
@@ -95,13 +97,13 @@ def _trial(folder: pathlib.Path) -> int:
     for step in range(done + 1, behave["steps"] + 1):
         time.sleep(behave["seconds"])
         part = saved / f".{step}"
-        (part / "manifest").mkdir(parents=True)
+        (part / "manifest").mkdir(parents=True, exist_ok=True)  # It may have died just here.
         manifest = {"step": step, "digest": "d" * 64}
         (part / "manifest" / "metadata").write_text(json.dumps(manifest))
         os.replace(part, saved / str(step))
         (folder / "run" / "config.json").write_text("{}")
         shutil.rmtree(saved / str(step - 1), ignore_errors=True)
-        if stopped or os.getppid() != worker:
+        if stopped:
             return STOPPED
     checkpoint = {"path": f"run/checkpoints/{behave['steps']}", "digest": "d" * 64}
     outcome = {"steps": behave["steps"], "checkpoint": checkpoint, "versions": {}}
@@ -112,6 +114,7 @@ def _trial(folder: pathlib.Path) -> int:
 def main(arguments: Sequence[str]) -> int:
     """`work PLAN URL SCRATCH` is a worker, `FOLDER` a trial."""
     if arguments[0] != "work":
+        child.end_with_worker(STOPPED)
         return _trial(pathlib.Path(arguments[0]))
     child.MODULE = "tests.sweep.stand_in"
     entries = json.loads(arguments[1])
