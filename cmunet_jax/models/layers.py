@@ -1,7 +1,8 @@
 """The layers of the U-Net that Flax does not have in the form needed here.
 
 `fast=True` takes a form that XLA compiles to quick code on CPU, where the stock gradients of max
-pooling and of a convolution's kernel and the stock transposed convolution are several times slower.
+pooling and of a convolution's kernel and the stock transposed convolution are several times slower,
+and wide convolutions are Winograd's (`models.winograd`).
 `fast=False` takes the textbook operation. Both have the same parameters, values and gradients
 (tests: 1e-10 in float64). Convolving the halves of a concatenation apart was measured too: no
 faster, so it is not here.
@@ -19,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from cmunet_jax.models import winograd
 
 Array = jax.Array
 Dtype = Any
@@ -52,19 +55,41 @@ def _convolve(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
 
 
-_convolve_fast = jax.custom_vjp(_convolve)
+@jax.custom_vjp
+def _convolve_fast(x: Array, kernel: Array) -> Array:
+    if not _minimal(x.shape, kernel):
+        return _convolve(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=_convolve)
 
 
 def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(x, kernel), (x, kernel)
+    return _convolve_fast(x, kernel), (x, kernel)
+
+
+def _minimal(shape: tuple[int, ...], kernel: Array) -> bool:
+    """Whether Winograd's products are worth their transforms: many channels, full precision.
+
+    Over several devices they would have to sum 16 parts of a kernel's gradient in place of 9.
+    """
+    even = shape[1] % 2 == 0 and shape[2] % 2 == 0
+    many = min(kernel.shape[2:]) >= _MANY
+    return even and many and kernel.dtype.itemsize >= 4 and jax.device_count() == 1
 
 
 def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+
+    def turn(dy: Array, kernel: Array) -> Array:
+        return _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3))
 
     def stock(x: Array, dy: Array) -> Array:
         return jax.vjp(lambda k: _convolve(x, k), kernel)[1](dy)[0]
+
+    if _minimal(x.shape, kernel):
+        return (
+            lax.platform_dependent(dy, kernel, cpu=winograd.input_gradient, default=turn),
+            lax.platform_dependent(x, dy, cpu=winograd.kernel_gradient, default=stock),
+        )
 
     # Cutting a batch that is spread over devices would bring all of it to each of them.
     small = x.shape[1] < _LARGE or min(x.shape[-1], dy.shape[-1]) < _FEW
@@ -72,7 +97,7 @@ def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Ar
         dkernel = stock(x, dy)
     else:
         dkernel = lax.platform_dependent(x, dy, cpu=_kernel_gradient, default=stock)
-    return _convolve(dy, turned), dkernel
+    return turn(dy, kernel), dkernel
 
 
 _convolve_fast.defvjp(_convolve_forward, _convolve_backward)
@@ -80,6 +105,8 @@ _convolve_fast.defvjp(_convolve_forward, _convolve_backward)
 # Below these numbers of rows and channels the stock gradient is as quick, or quicker.
 _LARGE, _FEW = 64, 64
 _ROWS = 8
+# From this number of channels on, coming and going, Winograd's algorithm is quicker.
+_MANY = 128
 
 
 def _kernel_gradient(x: Array, dy: Array) -> Array:

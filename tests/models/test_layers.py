@@ -72,6 +72,27 @@ def test_the_fast_kernel_gradient_is_used_on_a_cpu_alone():
     assert ["while" in text for text in lowered.values()] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    "shape, dtype, minimal",
+    [
+        ((1, 4, 6, 128), jnp.float32, True),
+        ((1, 3, 6, 128), jnp.float32, False),  # a row without its pair
+        ((1, 4, 6, 127), jnp.float32, False),
+        ((1, 4, 6, 128), jnp.bfloat16, False),  # its sums would lose the digits that are left
+    ],
+)
+def test_wide_convolutions_are_winograd_on_a_cpu_alone(shape, dtype, minimal):
+    layer = layers.Conv(128, dtype=dtype)
+    weights = {"params": {"kernel": jnp.ones((3, 3, shape[-1], 128)), "bias": jnp.ones(128)}}
+    step = jax.jit(jax.grad(lambda v, x: layer.apply(v, x).sum(), argnums=(0, 1)))
+    traced = step.trace(weights, jnp.ones(shape))
+    texts = [
+        traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    ]
+    assert ["convolution" in text for text in texts] == [not minimal, True, True]
+
+
 @pytest.mark.usefixtures("float64")
 def test_max_pool_is_flax_max_pool():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 10, 3)))
