@@ -50,4 +50,11 @@ def export(
 
     shape = jax.export.symbolic_shape("batch, height, width")
     arguments = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
-    return jax.export.export(jax.jit(segment), platforms=PLATFORMS)(*arguments)
+    # The file travels: where the source lay when it was made, somebody's home perhaps, stays here.
+    option = "jax_traceback_in_locations_limit"
+    limit = getattr(jax.config, option)
+    jax.config.update(option, 0)
+    try:
+        return jax.export.export(jax.jit(segment), platforms=PLATFORMS)(*arguments)
+    finally:
+        jax.config.update(option, limit)

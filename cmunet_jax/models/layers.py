@@ -69,8 +69,12 @@ def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
 def _minimal(shape: tuple[int, ...], kernel: Array) -> bool:
     """Whether Winograd's products are worth their transforms: many channels, full precision.
 
-    Over several devices they would have to sum 16 parts of a kernel's gradient in place of 9.
+    Over several devices they would have to sum 16 parts of a kernel's gradient in place of 9. A
+    batch without a size is that of an exported program, whose kernels are constants: XLA would
+    transform them while it compiles, which takes it a minute.
     """
+    if not isinstance(shape[0], int):
+        return False
     even = shape[1] % 2 == 0 and shape[2] % 2 == 0
     many = min(kernel.shape[2:]) >= _MANY
     return even and many and kernel.dtype.itemsize >= 4 and jax.device_count() == 1

@@ -46,15 +46,40 @@ class Staging:
         (self.partial / relative).unlink(missing_ok=True)
 
     def publish(self, content: Mapping[str, Any]) -> None:
-        """Moves all files to their place, and predictions.json last: with it they are complete."""
-        (self.folder / record.FILE).unlink(missing_ok=True)
-        for name in record.FOLDERS:
-            place, made = self.folder / name, self.partial / name
-            if place.exists():  # config.overwrite: what `stage` would have refused otherwise
-                os.replace(place, self.partial / f"replaced-{name}")
-            if made.is_dir():
-                os.replace(made, place)
-        record.write(self.folder, content)
+        """Moves all files to their place, and predictions.json last: with it they are complete.
+
+        What an earlier run names goes with its predictions.json, and nothing else.
+        """
+        before = [record.FILE, *sorted(_named(self.folder))]
+        aside = self.partial / "replaced"
+        aside.mkdir()
+        moved = []
+        try:
+            for number, name in enumerate(before):
+                if (self.folder / name).is_file() and not (self.folder / name).parent.is_symlink():
+                    os.replace(self.folder / name, aside / str(number))
+                    moved.append((aside / str(number), self.folder / name))
+            for name in record.FOLDERS:
+                self._move_in(name)
+            record.write(self.folder, content)
+        except BaseException:
+            for kept, place in moved:
+                os.replace(kept, place)
+            raise
+
+    def _move_in(self, name: str) -> None:
+        made = self.partial / name
+        if not made.is_dir():
+            return
+        (self.folder / name).mkdir(exist_ok=True)
+        for path in sorted(made.iterdir()):
+            place = self.folder / name / path.name
+            if place.exists():
+                raise UserError(
+                    f"{place} is no result of predict, so it is not replaced. Choose another "
+                    "--workdir or move it."
+                )
+            os.replace(path, place)
 
 
 @contextlib.contextmanager
@@ -66,7 +91,8 @@ def stage(folder: pathlib.Path, *, overwrite: bool) -> Iterator[Staging]:
 
     Args:
       folder: made if it does not exist.
-      overwrite: whether results that are there may be replaced.
+      overwrite: whether results that are there may be replaced: the files that their
+        predictions.json names.
 
     Raises:
       UserError: there are results, another run is writing, or nothing can be written.
@@ -77,6 +103,11 @@ def stage(folder: pathlib.Path, *, overwrite: bool) -> Iterator[Staging]:
             raise UserError(
                 f"{folder} holds results already ({there}). Choose another --workdir, or replace "
                 "them with --config.overwrite=True"
+            )
+        if overwrite and (foreign := _foreign(folder)):
+            raise UserError(
+                f"{folder} holds {foreign}, which no {record.FILE} there names, so it is not "
+                "replaced. Choose another --workdir or move it."
             )
         if other := _running(staging.partial / OWNER):
             raise UserError(f"process {other} is predicting into {folder}. Choose another one.")
@@ -100,6 +131,43 @@ def _results(folder: pathlib.Path) -> str:
         return record.FILE
     filled = (name for name in record.FOLDERS if (folder / name).exists())
     return next((f"{name}/" for name in filled if any((folder / name).iterdir())), "")
+
+
+def _named(folder: pathlib.Path) -> set[str]:
+    """The files, relative to a folder, that its predictions.json names; none without one."""
+    try:
+        content = record.read(folder)
+    except UserError:
+        return set()
+    found: set[str] = set()
+
+    def look(value: Any) -> None:
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        if isinstance(value, list):
+            for item in value:
+                look(item)
+        elif isinstance(value, str):
+            parts = value.split("/")
+            if len(parts) == 2 and parts[0] in record.FOLDERS and parts[1] not in ("", ".", ".."):
+                found.add(value)
+                if parts[0] == "qca":  # Its tables and picture stand beside it.
+                    stem = pathlib.PurePosixPath(parts[1]).stem
+                    found.update(f"qca/{stem}{end}" for end in (".csv", "_segments.csv", ".png"))
+
+    look(content["cases"])
+    return found
+
+
+def _foreign(folder: pathlib.Path) -> str:
+    """A file in the folders of results that no earlier run names, or ''."""
+    named = _named(folder)
+    for name in record.FOLDERS:
+        if (folder / name).is_dir():
+            for path in sorted((folder / name).iterdir()):
+                if f"{name}/{path.name}" not in named:
+                    return f"{name}/{path.name}"
+    return ""
 
 
 def _running(owner: pathlib.Path) -> int:

@@ -34,7 +34,7 @@ FORMAT = 1
 
 
 def check(workdir: Path, *, overwrite: bool) -> None:
-    """Refuses a folder that cannot be written, or that holds a selection.
+    """Refuses a folder that cannot be written, or that holds a selection or files of its names.
 
     Raises:
       UserError: with the remedy.
@@ -49,6 +49,13 @@ def check(workdir: Path, *, overwrite: bool) -> None:
             f"{workdir} holds a selection, whose images may be with an annotator. Choose another "
             "--workdir, or --config.overwrite=True"
         )
+    if not (workdir / LIST).exists():
+        for name in (RECORD, SHEET, MAP, IMAGES):
+            if (workdir / name).exists():
+                raise UserError(
+                    f"{workdir / name} is there, of no selection: choose another --workdir or "
+                    "move it."
+                )
 
 
 def file_names(ids: Sequence[str]) -> list[str]:

@@ -60,6 +60,11 @@ def _require_free(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
         stage = record.read(workdir)["config"].get("stage")
         if stage != config.stage:
             raise UserError(f"{workdir} holds a run of stage {stage}. Choose another --workdir.")
+    known = (workdir / record.FILE).is_file() or store.step_folders(workdir / _FOLDER)
+    if (workdir / REPORT).exists() and not known:
+        raise UserError(
+            f"{workdir / REPORT} is there, of no import: choose another --workdir or move it."
+        )
     if store.step_folders(workdir / _FOLDER) and not config.overwrite:
         raise UserError(
             f"{workdir} holds a checkpoint already. Choose another --workdir, or replace it: "

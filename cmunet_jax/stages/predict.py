@@ -19,6 +19,7 @@ from cmunet_jax.train import estimate, sharding
 from tfds_angio.base import default_workers
 from tfds_angio.errors import UserError
 
+_LEAST_TILE = 16  # Smaller windows see nothing, and there are a million of them.
 EXIT_SOME_FAILED = 3
 
 
@@ -81,6 +82,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
 def _find(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> inputs.Found:
     if not config.input:
         raise UserError("config.input is empty: give files, folders or globs, with commas between")
+    if 0 < config.tile < _LEAST_TILE:
+        raise UserError(
+            f"config.tile is {config.tile}: windows are at least {_LEAST_TILE} pixels wide; 0 "
+            "takes what the checkpoint was shown"
+        )
     found = inputs.find(config.input, without=workdir)
     if found.left_out:
         print(f"{found.left_out} files below {workdir} are left out.", file=sys.stderr)

@@ -16,6 +16,7 @@ from cmunet_jax.stages import export, segment
 from cmunet_jax.stages import train as train_stage
 from cmunet_jax.train import checkpoint, sharding
 from configs.export import get_config
+from tests.conftest import ROOT
 from tests.data.fakes import angiogram
 from tests.stage_helpers import tiny
 from tfds_angio.errors import UserError
@@ -141,6 +142,10 @@ def test_the_loader_alone_gives_the_same_probabilities(tuned, tmp_path):
     assert export.run(config_for(tuned, formats="stablehlo"), out) == 0
     manifest = json.loads((out / "export.json").read_text())
     assert manifest["checks"]["stablehlo"]["platforms"] == ["cpu", "cuda", "tpu"]
+    for path in (p for p in out.iterdir() if p.is_file()):
+        content = path.read_bytes()
+        for place in (ROOT, pathlib.Path(sys.prefix), pathlib.Path.home(), tmp_path):
+            assert f"{place}/".encode() not in content, f"{path.name} names {place}"
     assert manifest["checks"]["stablehlo"]["dice"] > 0.99
     assert len([x for x in (out / "load.py").read_text().splitlines() if x.strip()]) < 25
 

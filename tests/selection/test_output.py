@@ -109,3 +109,11 @@ def test_the_plane_of_principal_components():
     np.testing.assert_allclose(np.abs(flat), np.abs(expected))
     np.testing.assert_allclose(pictures.plane(points[::-1])[0], flat[::-1], atol=1e-9)
     assert pictures.plane(np.ones((3, 1)))[0].shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", [output.MAP, output.RECORD, output.SHEET, output.IMAGES])
+def test_files_of_no_selection_are_not_replaced(tmp_path, name):
+    (tmp_path / name).mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=f"{name} is there, of no selection"):
+            output.check(tmp_path, overwrite=overwrite)

@@ -192,3 +192,12 @@ def test_from_the_command_line_a_mistake_is_status_2(run_python, tmp_path):
     assert done.stderr.count("\n") == 1
     write_zip(path, unet_state(2))
     assert "118 tensors mapped" in run_python(*command, *where).stdout
+
+
+def test_a_report_that_is_not_ours_stays(tmp_path):
+    source = write_zip(tmp_path / "ratio.pth", unet_state(4))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "import.json").write_text("mine")
+    with pytest.raises(UserError, match=r"import.json is there, of no import"):
+        import_weights.run(config_of(source), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["import.json"]
