@@ -96,7 +96,11 @@ def _cases(served: Served) -> dict[str, Any]:
         served.catalogue, lambda name: labels.saved(served.labels, name)
     )
     # The name of the folder and no more: the rest of its path is nobody's business.
-    return {**content, "labels": served.labels.name, "overwrite": served.overwrite}
+    return {
+        **content,
+        "labels": catalogue_lib.sendable(served.labels.name),
+        "overwrite": served.overwrite,
+    }
 
 
 def _found(served: Served, at: Mapping[str, Any]) -> tuple[Case, Frame]:
