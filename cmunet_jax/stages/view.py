@@ -1,5 +1,6 @@
 """The view stage: a predict run or a list of images in, a page on this machine out."""
 
+import os
 import pathlib
 
 import ml_collections
@@ -24,7 +25,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     if workdir is not None:
         raise UserError("--workdir: stage view writes labels only. Use --config.labels=FOLDER.")
     shown = catalogue_of(config)
-    folder = pathlib.Path(config.labels).absolute()
+    # A link that the user names is followed once, here; one that appears later is refused.
+    folder = pathlib.Path(os.path.realpath(config.labels))
     labels.prepare(folder)
     served = app.Served(shown, folder, bool(config.overwrite))
     print(f"{_counted(shown)}; corrected masks go to {config.labels}", flush=True)

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from cmunet_jax.viewer.catalogue import sendable
 from cmunet_jax.viewer.confined import Unreadable
 
 MAX_BYTES = 2**25
@@ -45,7 +46,14 @@ def parse(data: bytes) -> dict[str, Any]:
             "bifurcations": [_point(p) for p in content["bifurcations"][:_MAX_POINTS]],
             "segments": [_segment(segment, spacing) for segment in segments if segment["points"]],
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise Unreadable(f"no diameter analysis ({type(error).__name__}: {error})"[:200]) from None
 
 
@@ -95,5 +103,5 @@ def _segment(segment: Any, spacing: list[float] | None) -> dict[str, Any]:
         **lines,
         **places,
         **{key: _optional(segment[key]) for key in _NUMBERS},
-        "why_no_stenosis": None if why is None else str(why)[:300],
+        "why_no_stenosis": None if why is None else sendable(str(why)[:300]),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.resources
 import pathlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ _TYPES = {
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
 }
+# Bounded before it is read: Python refuses to make a number of thousands of digits.
+_NUMBER = re.compile("[0-9]{1,9}")
 STARTS = ("prediction-a", "prediction-b", "label", "empty")
 """What a painted mask may have been made from."""
 
@@ -74,9 +77,9 @@ def create(served: Served) -> Starlette:
             Route("/", page),
             Route("/static/{name}", page),
             Route("/api/cases", cases),
-            Route("/api/layer/{case:int}/{frame:int}/{kind}", layer),
-            Route("/api/qca/{case:int}/{frame:int}/{which}", qca),
-            Route("/api/label/{case:int}/{frame:int}", save, methods=["POST"]),
+            Route("/api/layer/{case}/{frame}/{kind}", layer),
+            Route("/api/qca/{case}/{frame}/{which}", qca),
+            Route("/api/label/{case}/{frame}", save, methods=["POST"]),
         ]
     )
 
@@ -96,15 +99,21 @@ def _cases(served: Served) -> dict[str, Any]:
         served.catalogue, lambda name: labels.saved(served.labels, name)
     )
     # The name of the folder and no more: the rest of its path is nobody's business.
-    return {**content, "labels": served.labels.name, "overwrite": served.overwrite}
+    return {
+        **content,
+        "labels": catalogue_lib.sendable(served.labels.name),
+        "overwrite": served.overwrite,
+    }
 
 
 def _found(served: Served, at: Mapping[str, Any]) -> tuple[Case, Frame]:
     cases = served.catalogue.cases
-    if at["case"] >= len(cases) or at["frame"] >= len(cases[at["case"]].frames):
+    if not (_NUMBER.fullmatch(at["case"]) and _NUMBER.fullmatch(at["frame"])):
         raise HTTPException(404)
-    case = cases[at["case"]]
-    return case, case.frames[at["frame"]]
+    number, index = int(at["case"]), int(at["frame"])
+    if number >= len(cases) or index >= len(cases[number].frames):
+        raise HTTPException(404)
+    return cases[number], cases[number].frames[index]
 
 
 def _refused(reason: object, status: int) -> Response:

@@ -78,6 +78,11 @@ class Catalogue:
     notes: tuple[str, ...] = ()
 
 
+def sendable(text: str) -> str:
+    """`text` as it can be sent: JSON, and names of files, may hold halves of characters."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def described(catalogue: Catalogue, saved: Callable[[str], bool]) -> dict[str, Any]:
     """The catalogue as JSON for the page.
 

@@ -33,16 +33,30 @@ def locate(root: pathlib.Path, name: object) -> pathlib.Path:
     if foreign or "\\" in name or ":" in name:
         raise Unreadable(f"{shown} is no path inside the folder")
     home = root.resolve()
+    return inside(home, home.joinpath(*parts), shown)
+
+
+def inside(home: pathlib.Path, path: pathlib.Path, shown: str) -> pathlib.Path:
+    """The real path of a regular file that lies in `home` once all links are followed.
+
+    Args:
+      home: a folder, resolved.
+      path: of the file, as it was found.
+      shown: what a message calls it.
+
+    Raises:
+      Unreadable: led out of the folder by a link, absent, or no regular file.
+    """
     try:
-        path = home.joinpath(*parts).resolve(strict=True)
-        mode = path.stat().st_mode
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
         raise Unreadable(f"{shown} does not exist") from None
-    if not path.is_relative_to(home):
+    if not real.is_relative_to(home):
         raise Unreadable(f"{shown} leads out of the folder")
     if not stat.S_ISREG(mode):
         raise Unreadable(f"{shown} is not a file")
-    return path
+    return real
 
 
 def read(root: pathlib.Path, name: object, *, limit: int) -> bytes:

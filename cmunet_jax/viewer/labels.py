@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,16 +43,29 @@ def prepare(folder: pathlib.Path) -> None:
     try:
         for part in (IMAGES, MASKS):
             (folder / part).mkdir(parents=True, exist_ok=True)
-            if (folder / part).is_symlink():
-                raise UserError(f"config.labels: {folder / part} is a link; labels need a folder.")
-            probe = folder / part / f".{os.getpid()}"
-            probe.touch()
+        if link := _link(folder):
+            raise UserError(f"config.labels: {link} is a link; labels need a folder.")
+        for part in (IMAGES, MASKS):
+            probe = folder / part / f".{secrets.token_hex(8)}"
+            os.close(_create(probe))
             probe.unlink()
     except OSError as error:
         raise UserError(
             f"config.labels={folder} cannot be written ({error.strerror}). "
             "Name another folder with --config.labels=FOLDER."
         ) from None
+
+
+def _link(folder: pathlib.Path) -> pathlib.Path | None:
+    """Which of the folders is a link, through which files would be written elsewhere."""
+    places = (folder, folder / IMAGES, folder / MASKS)
+    return next((place for place in places if place.is_symlink()), None)
+
+
+def _create(path: pathlib.Path) -> int:
+    """A new file to write; what has its name already is neither opened nor followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
 
 
 def _others(folder: pathlib.Path, name: str) -> list[str]:
@@ -111,6 +125,9 @@ def save(
         raise Refused("the mask does not fit its frame")
     if mask.all():
         raise Refused("a mask without background is no label")
+    # Asked anew: a folder may have been exchanged for a link since `prepare`.
+    if link := _link(folder):
+        raise Refused(f"{link.name} has become a link; put the folder back in its place")
     if others := _others(folder, name):
         raise Refused(f"{others[0]} is there already, in another format; move it away first")
     image, drawn = (folder / part / f"{name}.png" for part in (IMAGES, MASKS))
@@ -136,9 +153,15 @@ def _same(path: pathlib.Path, frame: NDArray[np.uint8]) -> bool:
 
 def _write(path: pathlib.Path, content: bytes, *, replace: bool) -> None:
     """Whole or not at all; without `replace` the system itself refuses to take another's place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Two savers are threads of one process: the name is no other's, so none removes another's.
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
     try:
-        temporary.write_bytes(content)
+        handle = _create(temporary)
+    except OSError as error:
+        raise Refused(f"{path.parent.name}/{path.name}: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         if replace:
             os.replace(temporary, path)
         else:

@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import io
+import os
 import pathlib
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunet_jax.viewer import layers
+from cmunet_jax.viewer import confined, layers
 from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame
 from cmunet_jax.viewer.confined import Unreadable
 from tfds_angio import images
@@ -27,12 +28,15 @@ _PERCENTILE = 0.1  # as angio_folder maps wide pixels to 8 bits, which the label
 def of_images(source: pathlib.Path) -> Catalogue:
     """The catalogue of a folder of images, or of a list with a column `path`.
 
-    Relative paths of a list are taken from its folder, or else from where the command runs.
+    Relative paths of a list are taken from its folder, or else from where the command runs. A list
+    may name any file; of a folder no link is followed out of it.
 
     Raises:
       UserError: if it is neither, or names no image.
     """
+    home = None
     if source.is_dir():
+        home = source.resolve()
         paths = [
             path
             for path in sorted(source.rglob("*"))
@@ -45,7 +49,9 @@ def of_images(source: pathlib.Path) -> Catalogue:
         paths = _listed(source)
     paths = paths[:_MAX_IMAGES]
     names = _names(paths)
-    return Catalogue(tuple(_case(path, name) for path, name in zip(paths, names, strict=True)))
+    return Catalogue(
+        tuple(_case(path, name, home) for path, name in zip(paths, names, strict=True))
+    )
 
 
 def _listed(source: pathlib.Path) -> list[pathlib.Path]:
@@ -84,29 +90,42 @@ def _names(paths: list[pathlib.Path]) -> list[str]:
     return [
         stem
         if count[stem.lower()] == 1
-        else f"{stem}-{hashlib.sha256(path.as_posix().encode()).hexdigest()[:8]}"
+        else f"{stem}-{hashlib.sha256(os.fsencode(path.as_posix())).hexdigest()[:8]}"
         for path, stem in zip(paths, stems, strict=True)
     ]
 
 
-def _case(path: pathlib.Path, name: str) -> Case:
+def _case(path: pathlib.Path, name: str, home: pathlib.Path | None) -> Case:
     problem = ""
     if path.suffix.lower() not in images.SUFFIXES:
         dicom = " Give a DICOM to configs/predict.py, and its run to config.input."
         problem = f"not an image type that is read.{dicom}"
+    elif home is not None:
+        try:
+            _inside(path, home)
+        except Unreadable as error:
+            problem = str(error)
     elif not path.is_file():
         problem = "the file does not exist"
     frame = Frame(
-        0, name, {} if problem else {"frame": functools.partial(_read, path)}, {}, problem
+        0, name, {} if problem else {"frame": functools.partial(_read, path, home)}, {}, problem
     )
     return Case(name, "", 0, 0, (frame,), 1, problem=problem)
 
 
-def _read(path: pathlib.Path) -> NDArray[np.uint8]:
+def _inside(path: pathlib.Path, home: pathlib.Path) -> pathlib.Path:
+    return confined.inside(home, path, repr(path.name[:80]))
+
+
+def _read(path: pathlib.Path, home: pathlib.Path | None) -> NDArray[np.uint8]:
+    """The pixels; with `home`, links may have changed since it was listed, so it is asked anew."""
+    suffix = path.suffix
+    if home is not None:
+        path = _inside(path, home)
     try:
         if path.stat().st_size > layers.MAX_BYTES:
             raise Unreadable(f"the file is larger than {layers.MAX_BYTES >> 20} MiB")
-        values = images.grey(images.decode(path.read_bytes(), path.suffix))
+        values = images.grey(images.decode(path.read_bytes(), suffix))
     except (OSError, images.UnreadableImage) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Unreadable(f"the image cannot be read ({reason})") from None

@@ -78,16 +78,17 @@ def read(root: pathlib.Path, key: str, which: str) -> Run:
 
 def _name(checkpoints: list[dict[str, Any]], root: pathlib.Path) -> str:
     """What the page calls the checkpoint: the folder of the run, its step and its digest."""
+    folder = catalogue.sendable(root.resolve().name)
     if not checkpoints:
-        return root.resolve().name
+        return folder
     first = checkpoints[0]
     more = f" and {len(checkpoints) - 1} more" if len(checkpoints) > 1 else ""
     step, digest = first.get("step"), _text(first.get("digest"), 64)[:8]
-    return f"{root.resolve().name}: step {step if isinstance(step, int) else '?'}, {digest}{more}"
+    return f"{folder}: step {step if isinstance(step, int) else '?'}, {digest}{more}"
 
 
 def _text(value: Any, limit: int = 300) -> str:
-    return value[:limit] if isinstance(value, str) else ""
+    return catalogue.sendable(value[:limit]) if isinstance(value, str) else ""
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:
@@ -122,6 +123,8 @@ def _case(root: pathlib.Path, row: Any, number: int, which: str) -> Case:
             raise ValueError(f"{height} × {width} pixels are more than can be shown")
         shape = (height, width)
         frames = [_frame(root, entry, shape, which) for entry in row["frames"][:_MAX_FRAMES]]
+        said = row.get("notes")
+        notes = [_text(n) for n in said if isinstance(n, str)] if isinstance(said, list) else []
         source_frames = row["source_frames"] if isinstance(row["source_frames"], int) else 0
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
@@ -135,7 +138,7 @@ def _case(root: pathlib.Path, row: Any, number: int, which: str) -> Case:
         width=width,
         frames=tuple(frames),
         source_frames=source_frames,
-        notes=tuple(_text(n) for n in row.get("notes") or () if isinstance(n, str))[:50],
+        notes=tuple(notes[:50]),
         problem=f"{len(broken)} of {len(frames)} frames: {broken[0]}" if broken else "",
     )
 

@@ -125,3 +125,13 @@ def test_it_listens_on_the_loopback_only():
         assert place.getsockname()[0] == "127.0.0.1"
     finally:
         place.close()
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 10, "-1", "1.0", "x", "%D9%A1", "0x0", "99"])
+@pytest.mark.parametrize("where", ["{}/0", "0/{}"])
+def test_a_number_of_nothing_is_not_found(standing: Viewer, number: str, where: str):
+    at = where.format(number)
+    for path in (f"/api/layer/{at}/frame", f"/api/qca/{at}/a"):
+        assert standing.ask(path).status == 404
+    saved = standing.ask(f"/api/label/{at}?from=empty", method="POST", body=BODY)
+    assert saved.status == 404

@@ -145,6 +145,31 @@ def test_a_link_in_the_folder_leads_nowhere(viewer: Viewer, tmp_path: Path):
     assert not (viewer.labels / "masks/left-anterior.png").is_symlink()
 
 
+@pytest.mark.parametrize("part", ["imgs", "masks", "."])
+def test_a_folder_that_becomes_a_link_is_not_written_through(
+    viewer: Viewer, tmp_path: Path, part: str
+):
+    """The folders were whole at the start, so this is asked at each save."""
+    place, outside = viewer.labels / part, tmp_path / "outside"
+    place.rename(outside)
+    place.symlink_to(outside)
+    for query in ("from=empty", "from=empty&replace=yes"):
+        refused = post(viewer, painted(), query=query)
+        assert refused.status == 422 and "has become a link" in refused.reason
+    assert files(outside) == [] and files(viewer.labels) == []
+
+
+def test_a_temporary_file_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A link that waits at its name is neither followed nor removed."""
+    labels.prepare(tmp_path)
+    monkeypatch.setattr(labels.secrets, "token_hex", lambda size: "known")
+    outside, waiting = tmp_path / "outside", tmp_path / "masks/.a.png.known"
+    waiting.symlink_to(outside)
+    with pytest.raises(labels.Refused):
+        labels._write(tmp_path / "masks/a.png", b"mask", replace=True)
+    assert not outside.exists() and waiting.is_symlink()
+
+
 def test_two_savers_do_not_take_each_others_place(tmp_path: Path):
     """The second one finds the name free, too, and is refused by the system itself."""
     labels.prepare(tmp_path)

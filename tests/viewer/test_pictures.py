@@ -77,6 +77,38 @@ def test_they_are_painted_from_nothing(folder: Path, tmp_path: Path):
         assert np.array_equal(mask, body * 255)
 
 
+def test_no_link_leads_out_of_the_folder(folder: Path, tmp_path: Path):
+    secret = tmp_path / "secret.png"
+    cv2.imwrite(str(secret), fake_run.picture(fake_run.draw(3.0), 1))
+    (folder / "link.png").symlink_to(secret)
+    (folder / "inner.png").symlink_to("b/AA-0012_LCA.bmp")
+    (folder / "loop.png").symlink_to("loop.png")
+    cases = {case.id: case for case in pictures.of_images(folder).cases}
+    assert cases["link"].problem == "'link.png' leads out of the folder"
+    assert "does not exist" in cases["loop"].problem
+    assert not cases["link"].frames[0].layers and not cases["loop"].frames[0].layers
+    catalogue = pictures.of_images(folder)
+    at = {case.id: number for number, case in enumerate(catalogue.cases)}
+    with viewing(catalogue, tmp_path / "labels") as viewer:
+        refused = viewer.ask(f"/api/layer/{at['link']}/0/frame")
+        assert refused.status == 404 and "out of the folder" in refused.reason
+        # Links made after the start: in the place of a file, and of a folder.
+        assert viewer.ask(f"/api/layer/{at['two-words']}/0/frame").status == 200
+        (folder / "two words.png").unlink()
+        (folder / "two words.png").symlink_to(secret)
+        (folder / "b").rename(tmp_path / "b")
+        (folder / "b").symlink_to(tmp_path / "b")
+        for name in ("two-words", "AA-0012_LCA"):
+            refused = viewer.ask(f"/api/layer/{at[name]}/0/frame")
+            assert refused.status == 422 and "out of the folder" in refused.reason
+
+
+def test_a_folder_may_be_a_link_itself(folder: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to(folder)
+    cases = pictures.of_images(tmp_path / "link").cases
+    assert len(cases) == 6 and not any(case.problem for case in cases)
+
+
 def test_an_image_without_contrast_is_named(tmp_path: Path):
     cv2.imwrite(str(tmp_path / "flat.png"), np.full((40, 40), 9, np.uint8))
     (case,) = pictures.of_images(tmp_path).cases

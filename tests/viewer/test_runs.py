@@ -262,6 +262,39 @@ def test_a_case_that_is_not_understood_does_not_hide_the_others(run: Path, chang
     assert len(whole.frames) == 5 and not whole.problem
 
 
+@pytest.mark.parametrize("notes", [5, True, "note", {"a": 1}, None, [5, "whole", "\ud800", None]])
+def test_notes_may_be_anything(run: Path, notes: Any):
+    found = changed(run, lambda document: document["cases"][0].update(notes=notes))
+    assert found.cases[0].notes == (("whole", "?") if isinstance(notes, list) else ())
+    assert found.cases[0].frames and len(found.cases) == 2
+
+
+def test_half_a_character_does_not_take_the_page_away(run: Path, tmp_path: Path):
+    """JSON may hold one that no UTF-8 can."""
+    document = fake_run.read(run)
+    document["cases"][0].update(id="left \ud800", notes=["\udfff"])
+    document["cases"][1]["frames"][0]["mask"] = "masks/\ud800.png"
+    document["cases"].append({"id": "\ud800", "height": "\ud800", "width": 1})
+    document["checkpoints"][0]["digest"] = "\ud800"
+    document["failed"] = [{"input": "a\ud800b", "reason": "\ud800"}]
+    (run / record.FILE).write_text(json.dumps(document))
+    path = run / "qca/left-anterior.json"
+    content = json.loads(path.read_text())
+    content["segments"][0]["why_no_stenosis"] = "\ud800"
+    path.write_text(json.dumps(content))
+    with viewing(runs.of_runs(run, None), tmp_path / "labels") as viewer:
+        answer = viewer.ask("/api/cases")
+        assert answer.status == 200
+        assert [case["id"] for case in answer.json["cases"]] == [
+            "left ?",
+            "dicom-0123456789ab",
+            "?",
+        ]
+        assert answer.json["failed"] == [{"input": "a?b", "reason": "?"}]
+        analysis = viewer.ask("/api/qca/0/0/a")
+        assert analysis.status == 200 and analysis.json["segments"][0]["why_no_stenosis"] == "?"
+
+
 @pytest.mark.parametrize("row", [None, 7, [], {}, "case"])
 def test_a_case_may_be_anything(run: Path, row: Any):
     found = changed(run, lambda document: document["cases"].append(row))
@@ -282,6 +315,7 @@ def test_no_two_labels_have_one_name(run: Path):
         lambda qca: qca["segments"][0]["diameter_px"].pop(),
         lambda qca: qca["segments"][0]["diameter_px"].__setitem__(0, "wide"),
         lambda qca: qca["segments"][0]["diameter_px"].__setitem__(0, float("nan")),
+        lambda qca: qca["segments"][0]["diameter_px"].__setitem__(0, 10**400),
         lambda qca: qca["segments"][0]["points"].__setitem__(0, [1]),
         lambda qca: qca["segments"][0].update(minimal_at=60),
         lambda qca: qca["segments"][0].pop("length_px"),
