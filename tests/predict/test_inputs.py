@@ -52,6 +52,38 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path):
     assert not found.inputs and len(reasons) == 4 and [p.name for p in found.ignored]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("IM0001", b"", "empty file"),
+        ("IM0001", b"\0" * 60, "truncated"),
+        ("IM0001.gz", b"\x1f\x8b\x08", "truncated"),
+        ("1.2.840.113619.2.5", b"\0" * 60, "truncated"),
+        ("scan.dat", b"", "empty file"),
+        ("film.mp4", b"", "empty file"),
+        ("scan.dat", b"data", None),
+        ("README", b"text", None),
+        ("License", b"", None),
+        ("notes.txt", b"", None),
+        ("DICOMDIR", b"", None),
+        (".IM0001", b"", None),
+    ],
+)
+def test_in_a_folder_what_may_be_a_cut_image_fails_and_other_files_do_not(
+    name, content, reason, tmp_path
+):
+    good = png(tmp_path / "good.png")
+    (tmp_path / name).write_bytes(content)
+    found = inputs.find(str(tmp_path))
+    assert paths(found) == [good]
+    if reason is None:
+        assert not found.refused
+    else:
+        (refused,) = found.refused
+        assert reason in refused.reason and not found.ignored
+        assert refused.input.startswith("file-") and name not in refused.input
+
+
 def test_names_are_distinct_and_do_not_depend_on_the_order(tmp_path):
     one, two = png(tmp_path / "a" / "1.png"), png(tmp_path / "b" / "1.png", GREY[::-1])
     copy = png(tmp_path / "c" / "1.png")
