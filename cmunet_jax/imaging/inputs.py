@@ -35,8 +35,10 @@ _TEXTS = frozenset(
     "dockerfile install licence license lockfile makefile manifest md5sum md5sums news notice "
     "readme sha1sums sha256sums sha512sums todo version _success".split()
 )
-_NO_PICTURES = (".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".yaml", ".yml", ".toml", ".xml")
-_NO_PICTURES += (".html", ".htm", ".css", ".js", ".py", ".sh", ".log", ".ini", ".inf", ".cfg")
+_NO_PICTURES = frozenset(
+    ".txt .md .rst .csv .tsv .json .yaml .yml .toml .xml .html .htm .css .js .py .sh .log .ini "
+    ".inf .cfg".split()
+)
 _LONGEST = 80  # characters of a name; with what is appended, any file system takes it
 
 

@@ -272,6 +272,19 @@ def test_burned_in_annotations_are_in_no_picture_unless_asked(checkpoint, tmp_pa
     assert case["frames"][0]["overlay"] and not case["notes"]
 
 
+def test_a_cut_image_without_a_suffix_is_a_failure_of_the_run(checkpoint, tmp_path, capsys):
+    folder = images(tmp_path / "in", "a.png")
+    (folder / "IM0001").write_bytes(b"")
+    (folder / "IM0002").write_bytes(b"\0" * 100)
+    (folder / "README").write_text("text")
+    status = predict.run(configured(checkpoint, folder), tmp_path / "out")
+    assert status == predict.EXIT_SOME_FAILED
+    reasons = sorted(entry["reason"] for entry in record.read(tmp_path / "out")["failed"])
+    assert reasons == ["empty file", "truncated, or no DICOM and no image"]
+    shown = capsys.readouterr().err
+    assert "IM0001: empty file" in shown and "README: ignored, not an image" in shown
+
+
 def test_a_frame_too_speckled_to_measure_has_a_note_in_place_of_measurements(
     checkpoint, tmp_path, capsys, monkeypatch
 ):
