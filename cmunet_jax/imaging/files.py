@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunet_jax.imaging import tiff
 from cmunet_jax.imaging.case import Case, UnreadableCase
 from tfds_angio import images
 
@@ -74,10 +75,18 @@ def _read_array(run: NDArray[Any], index: int) -> NDArray[np.generic]:
 
 
 def _pages(path: pathlib.Path) -> int:
+    """The pages of a TIFF, all of which can be reached; OpenCV counts up to the first damage."""
+    linked = tiff.count_pages(path)
     try:
-        return max(cv2.imcount(str(path)), 1)
+        counted = cv2.imcount(str(path))
     except cv2.error:
-        return 1  # decoding it says what is wrong
+        counted = 0
+    # A first page that cannot be read is not counted, either: decoding it says what is wrong.
+    if linked is not None and 0 < counted != linked:
+        raise UnreadableCase(f"truncated or corrupt ({counted} of its {linked} pages can be read)")
+    if linked is not None and linked > 1 and not counted:
+        raise UnreadableCase(f"corrupt or unsupported (none of its {linked} pages can be read)")
+    return max(counted, 1)
 
 
 def _decode(path: pathlib.Path) -> NDArray[np.generic]:

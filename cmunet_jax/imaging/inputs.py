@@ -28,6 +28,17 @@ _VIDEO = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".m4
 # Pictures of other kinds: somebody who has them in the folder expects a result for each.
 _PICTURES = (".gif", ".webp", ".heic", ".jp2", ".npz", ".nii", ".mha", ".nrrd", ".svg", ".pdf")
 _SYSTEM = ("thumbs.db", "desktop.ini", "dicomdir")
+# Discs and scanners give images names without a suffix, so these are told from images by a list:
+# what is neither on it nor readable may be an image that was cut while it was copied.
+_TEXTS = frozenset(
+    "authors changelog changes checksums citation codeowners contributing copying copyright "
+    "dockerfile install licence license lockfile makefile manifest md5sum md5sums news notice "
+    "readme sha1sums sha256sums sha512sums todo version _success".split()
+)
+_NO_PICTURES = frozenset(
+    ".txt .md .rst .csv .tsv .json .yaml .yml .toml .xml .html .htm .css .js .py .sh .log .ini "
+    ".inf .cfg".split()
+)
 _LONGEST = 80  # characters of a name; with what is appended, any file system takes it
 
 
@@ -75,7 +86,7 @@ class Found:
     Attributes:
       inputs: in order of the list, sorted by path within each folder and glob, each file once.
       refused: what cannot be used.
-      ignored: files in folders that are no pictures, such as tables and notes.
+      ignored: files in folders that are no pictures by their name, such as tables and notes.
       left_out: how many files lie in the folder that was left out.
     """
 
@@ -161,13 +172,37 @@ def _add(path: Path, found: Found, *, listed: bool) -> None:
         found.inputs.append(Input(path, kind, clean_name(path.stem)))
     elif dicom.is_dicom(path):
         found.inputs.append(Input(path, "dicom", ""))
-    elif listed or suffix in (*_VIDEO, *_PICTURES):
-        reason = "not an image of a kind that is read"
-        if suffix in _VIDEO:
-            reason = "a video: give the DICOM run that it was made from, or its frames as PNG"
+    elif reason := _why_refused(path, suffix, listed=listed):
         found.refused.append(Refused(str(path), _digest_name(path, "file"), reason))
     else:
         found.ignored.append(path)
+
+
+def _why_refused(path: Path, suffix: str, *, listed: bool) -> str | None:
+    """Why a file that is not recognised counts as a failure; None where it is ignored."""
+    named_otherwise = suffix in _NO_PICTURES or path.name.lower() in _TEXTS
+    if path.exists() and not path.is_file():  # a pipe or a socket
+        return "not a file" if listed else None
+    if _is_empty(path) and (listed or not named_otherwise):
+        return "empty file"
+    if suffix in _VIDEO:
+        return "a video: give the DICOM run that it was made from, or its frames as PNG"
+    if not named_otherwise and _without_suffix(path.name):
+        return "truncated, or no DICOM and no image"
+    return "not an image of a kind that is read" if listed or suffix in _PICTURES else None
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
+
+
+def _without_suffix(name: str) -> bool:
+    """Whether a name has no suffix, as IM0001, or only one of digits, as 1.2.840.10008.7 has."""
+    stem = name[:-3] if name.lower().endswith(".gz") else name
+    return not re.search(r"[^\W\d]", Path(stem).suffix)
 
 
 def clean_name(stem: str) -> str:

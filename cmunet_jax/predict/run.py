@@ -65,6 +65,7 @@ class Job:
       case: it.
       names: of the outputs of each frame.
       notes: for predictions.json.
+      unmeasured: why frames have no measurements, by index: threads write them, in any order.
       entries: of the frames that are done.
       failed: whether it is of no use any more.
     """
@@ -74,6 +75,7 @@ class Job:
     case: Case
     names: list[str]
     notes: list[str] = field(default_factory=list)
+    unmeasured: dict[int, str] = field(default_factory=dict)
     entries: list[dict[str, Any]] = field(default_factory=list)
     failed: bool = False
 
@@ -209,12 +211,21 @@ class _Run:
         entry["probability"] = outputs.put_probability(self.staging, name, probability, kind=kind)
         entry["artery_pixels"] = int(np.count_nonzero(mask))
         if self.options.qca:
-            entry["qca"] = self._analyse(job.case, name, mask, picture)
+            try:
+                entry["qca"] = self._analyse(job.case, name, mask, picture)
+            except qca.TooManySegments as error:
+                where = f"frame {frame.index}: " if job.case.frames > 1 else ""
+                job.unmeasured[frame.index] = f"{where}{error}"
         return job, entry
 
     def _analyse(
         self, case: Case, name: str, mask: NDArray[np.bool_], picture: NDArray[np.uint8]
     ) -> str:
+        """Writes the measurements of a mask; returns the name of their JSON.
+
+        Raises:
+          TooManySegments: nothing was written.
+        """
         spacing = (case.spacing.rows_mm, case.spacing.columns_mm) if case.spacing else None
         analysis = qca.analyse(mask, spacing=spacing)
         qca.write_csv(analysis, self.staging.path(f"qca/{name}.csv"))
@@ -232,6 +243,7 @@ class _Run:
         segmentation = None
         if job.case.kind == "dicom" and self.options.segmentation:
             segmentation = self._segment(job)
+        job.notes.extend(job.unmeasured[index] for index in sorted(job.unmeasured))
         entry = record.case_entry(job.case, job.entries, segmentation=segmentation, notes=job.notes)
         self.outcome.cases.append(entry)
         self.outcome.names.append((str(job.item.path), job.case.id))

@@ -46,6 +46,7 @@ def analyse(
         The analysis; without segments for an empty mask.
 
     Raises:
+        TooManySegments: the mask is too speckled to be measured in a bounded time.
         UserError: the mask is no mask, or the spacing no spacing.
     """
     whole = _checked(mask)

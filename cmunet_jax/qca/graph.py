@@ -19,8 +19,19 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.morphology import skeletonize
 
+from tfds_angio.errors import UserError
+
+# Segments of the skeleton of a mask that is measured, before spurs are taken off it: a coronary
+# tree has tens, a speckled mask thousands, and the time grows with their square. The viewer shows
+# as many at most.
+MAX_SEGMENTS = 2000
+
 Mask = NDArray[np.bool_]
 Points = NDArray[np.float64]
+
+
+class TooManySegments(UserError):
+    """The skeleton of a mask has more than `MAX_SEGMENTS` segments."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,9 @@ def centreline_graph(mask: Mask, radius: NDArray[np.float32], *, spur: float) ->
 
     Returns:
         The graph; without branches for an empty mask.
+
+    Raises:
+        TooManySegments: before anything slow is done.
     """
     graph = _trace(np.asarray(skeletonize(np.array(mask, order="C"), method="lee"), bool))
     while True:
@@ -126,6 +140,7 @@ def _trace(skeleton: Mask) -> Graph:
     pixels = np.argwhere(skeleton)
     edges = _edges(skeleton)
     crowded = np.bincount(edges.ravel(), minlength=len(pixels)) >= 3
+    _check_count(edges, crowded)
     # Bifurcation pixels that touch are one node; the others fall apart into simple lines.
     inside = edges[:, crowded[edges].all(axis=0)]
     groups = connected_components(_adjacency(inside, len(pixels)), directed=False)[1][crowded]
@@ -181,6 +196,18 @@ def _edges(skeleton: Mask) -> NDArray[np.intp]:
         for k in [(a >= 0) & (b >= 0) & free]
     ]
     return np.concatenate(pairs, axis=1)
+
+
+def _check_count(edges: NDArray[np.intp], crowded: NDArray[np.bool_]) -> None:
+    """Counts the lines into which the skeleton falls without its bifurcations."""
+    simple = edges[:, ~crowded[edges].any(axis=0)]
+    parts = connected_components(_adjacency(simple, len(crowded)), directed=False)[0]
+    count = int(parts) - int(np.count_nonzero(crowded))  # each of those is a part of its own
+    if count > MAX_SEGMENTS:
+        raise TooManySegments(
+            f"not measured: the skeleton of the mask has {count} segments, more than "
+            f"{MAX_SEGMENTS}; a mask so speckled is no vessel tree"
+        )
 
 
 def _adjacency(edges: NDArray[np.intp], count: int) -> coo_array:

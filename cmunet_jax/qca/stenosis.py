@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 _DEVIATIONS, _SHARE = 3.0, 0.1
 _BORDER = 0.03  # share of the line within which a narrowing is over
 _HEALTHY = 0.3  # least share of the measured points that the line rests on
+_FEWEST = 2  # points through which a line goes
 _LEVEL = 0.9  # of the first line, which shall run along the healthy diameters, not the mean
 _MOST = 200  # points of a fit: the Theil-Sen line takes all pairs
 
@@ -59,7 +60,11 @@ def stenosis(position: Floats, diameter: Floats) -> Stenosis:
     """
     known = np.flatnonzero(np.isfinite(diameter))
     x, d = position[known], diameter[known]
+    if len(d) < _FEWEST:
+        return none(len(diameter), "a single point was measured: no reference")
     line, narrowed = _reference(x, d)
+    if np.count_nonzero(~narrowed) < _FEWEST:
+        return none(len(diameter), "fewer than two measured points are healthy: no reference")
     if np.count_nonzero(~narrowed) < _HEALTHY * len(d):
         why = f"less than {100 * _HEALTHY:.0f} % of the measured part is healthy: no reference"
         return none(len(diameter), why)
@@ -93,7 +98,7 @@ def _reference(x: Floats, d: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     narrowed = d < (1 - _SHARE) * line
     for _ in range(10):
         healthy = np.flatnonzero(~narrowed)
-        if len(healthy) < _HEALTHY * len(d):
+        if len(healthy) < max(_HEALTHY * len(d), _FEWEST):
             break
         some = healthy[:: len(healthy) // _MOST + 1]
         slope, height, *_ends = theilslopes(d[some], x[some])

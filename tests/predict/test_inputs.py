@@ -1,12 +1,13 @@
 """What files, folders and globs mean, and what each kind of file becomes."""
 
 import hashlib
+import struct
 
 import cv2
 import numpy as np
 import pytest
 
-from cmunet_jax.imaging import files, inputs
+from cmunet_jax.imaging import files, inputs, tiff
 from cmunet_jax.imaging.case import UnreadableCase
 from tests.imaging import xa
 
@@ -50,6 +51,38 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path):
     assert reasons[2] == ("input 3", "matches nothing")
     assert reasons[3][0] == f"file-{digest}" and "a video" in reasons[3][1]
     assert not found.inputs and len(reasons) == 4 and [p.name for p in found.ignored]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("IM0001", b"", "empty file"),
+        ("IM0001", b"\0" * 60, "truncated"),
+        ("IM0001.gz", b"\x1f\x8b\x08", "truncated"),
+        ("1.2.840.113619.2.5", b"\0" * 60, "truncated"),
+        ("scan.dat", b"", "empty file"),
+        ("film.mp4", b"", "empty file"),
+        ("scan.dat", b"data", None),
+        ("README", b"text", None),
+        ("License", b"", None),
+        ("notes.txt", b"", None),
+        ("DICOMDIR", b"", None),
+        (".IM0001", b"", None),
+    ],
+)
+def test_in_a_folder_what_may_be_a_cut_image_fails_and_other_files_do_not(
+    name, content, reason, tmp_path
+):
+    good = png(tmp_path / "good.png")
+    (tmp_path / name).write_bytes(content)
+    found = inputs.find(str(tmp_path))
+    assert paths(found) == [good]
+    if reason is None:
+        assert not found.refused
+    else:
+        (refused,) = found.refused
+        assert reason in refused.reason and not found.ignored
+        assert refused.input.startswith("file-") and name not in refused.input
 
 
 def test_names_are_distinct_and_do_not_depend_on_the_order(tmp_path):
@@ -125,6 +158,59 @@ def test_a_tiff_of_several_pages_is_a_run(tmp_path):
     assert case.frames == 3
     for index, page in enumerate(pages):
         np.testing.assert_array_equal(case.read(index), page)
+
+
+def pages(order="<", *, big=False, count=3):
+    """A TIFF of pages of noise, 16 px square, and the places of the offsets of its directories."""
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}H", 43 if big else 42)
+    head += struct.pack(f"{order}HH", 8, 0) if big else b""
+    word, number, entry = ("Q", "Q", "HHQ") if big else ("I", "H", "HHI")
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 16, 16), dtype=np.uint8)
+    data, links = bytearray(head), [len(head)]
+    data += struct.pack(f"{order}{word}", 0)
+    for page in pixels:
+        strip = len(data)
+        data += page.tobytes()
+        struct.pack_into(f"{order}{word}", data, links[-1], len(data))
+        tags = ((256, 16), (257, 16), (258, 8), (259, 1), (262, 1), (273, strip), (277, 1),
+                (278, 16), (279, 256))  # fmt: skip
+        data += struct.pack(f"{order}{number}", len(tags))
+        for tag, value in tags:
+            data += struct.pack(f"{order}{entry}{word}", tag, 16 if big else 4, 1, value)
+        links.append(len(data))
+        data += struct.pack(f"{order}{word}", 0)
+    return data, links, pixels
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_of_several_pages_that_is_cut_or_broken_anywhere_fails_whole(order, big, tmp_path):
+    path = tmp_path / "t.tif"
+
+    def frames(data):
+        path.write_bytes(data)
+        case = files.open_file(path, kind="image", name="t")
+        return [case.read(index) for index in range(case.frames)]
+
+    data, links, pixels = pages(order, big=big)
+    np.testing.assert_array_equal(frames(data), pixels)
+    for length in [*range(17, len(data), 61), links[2], len(data) - 1]:
+        with pytest.raises(UnreadableCase, match="truncated|not an image"):
+            frames(data[:length])
+    word = f"{order}{'Q' if big else 'I'}"
+    for target, reason in ((2**31, "truncated"), (len(data) - 4, "truncated"), (None, "circle")):
+        broken = bytearray(data)
+        first = struct.unpack_from(word, data, links[0])[0]
+        struct.pack_into(word, broken, links[2], first if target is None else target)
+        with pytest.raises(UnreadableCase, match=reason):
+            frames(broken)
+
+
+def test_a_tiff_of_too_many_pages_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiff, "MOST_PAGES", 2)
+    (tmp_path / "t.tif").write_bytes(pages()[0])
+    with pytest.raises(UnreadableCase, match="more than 2 pages"):
+        files.open_file(tmp_path / "t.tif", kind="image", name="t")
 
 
 def _save(values):

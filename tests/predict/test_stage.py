@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from cmunet_jax import config as config_lib
+from cmunet_jax import qca
 from cmunet_jax.predict import outputs, record
 from cmunet_jax.predict import run as run_lib
 from cmunet_jax.stages import predict
@@ -309,6 +310,34 @@ def test_burned_in_annotations_are_in_no_picture_unless_asked(checkpoint, tmp_pa
     assert predict.run(config, tmp_path / "out") == 0
     (case,) = record.read(tmp_path / "out")["cases"]
     assert case["frames"][0]["overlay"] and not case["notes"]
+
+
+def test_a_cut_image_without_a_suffix_is_a_failure_of_the_run(checkpoint, tmp_path, capsys):
+    folder = images(tmp_path / "in", "a.png")
+    (folder / "IM0001").write_bytes(b"")
+    (folder / "IM0002").write_bytes(b"\0" * 100)
+    (folder / "README").write_text("text")
+    status = predict.run(configured(checkpoint, folder), tmp_path / "out")
+    assert status == predict.EXIT_SOME_FAILED
+    reasons = sorted(entry["reason"] for entry in record.read(tmp_path / "out")["failed"])
+    assert reasons == ["empty file", "truncated, or no DICOM and no image"]
+    shown = capsys.readouterr().err
+    assert "IM0001: empty file" in shown and "README: ignored, not an image" in shown
+
+
+def test_a_frame_too_speckled_to_measure_has_a_note_in_place_of_measurements(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(qca.graph, "MAX_SEGMENTS", -1)
+    folder = images(tmp_path / "in", "a.png")
+    np.save(folder / "run.npy", np.stack([angiogram(50, 64, n) for n in range(3)]))
+    assert predict.run(configured(checkpoint, folder, qca=True), tmp_path / "out") == 0
+    image, run = record.read(tmp_path / "out")["cases"]
+    assert [frame["qca"] for frame in (*image["frames"], *run["frames"])] == [None] * 4
+    assert [note.split(":")[0] for note in run["notes"]] == ["frame 0", "frame 1", "frame 2"]
+    (note,) = image["notes"]
+    assert note.startswith("not measured: ") and f"a: {note}" in capsys.readouterr().err
+    assert not [name for name in files_of(tmp_path / "out") if name.startswith("qca")]
 
 
 def test_an_ensemble_and_all_options_together(checkpoint, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmunet_jax import qca
+from cmunet_jax.qca.stenosis import stenosis
 from tests.qca import vessels
 from tfds_angio.errors import UserError
 
@@ -246,3 +249,22 @@ def test_bad_input_is_named(mask, spacing, message):
 def test_bad_options_are_named(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         qca.Options(**bad)
+
+
+@pytest.mark.parametrize(
+    "diameters", [[5.0], [np.nan, 5.0, np.nan], [5.0, 4.0], [5.0, 1.0, 0.5], [9.0, 0.1, 0.1, 0.1]]
+)
+def test_no_line_is_fitted_through_fewer_than_two_points(diameters):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = stenosis(np.arange(len(diameters), dtype=float), np.array(diameters))
+    assert (found.percent is None) == (found.why_not is not None)
+    if np.isfinite(diameters).sum() < 2:
+        assert found.percent is None and "single point" in found.why_not
+
+
+def test_small_specks_are_measured_without_a_warning():
+    mask = np.random.default_rng(3).random((100, 100)) < 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(qca.analyse(mask, spacing=None).segments) > 100

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from scipy.ndimage import gaussian_filter, label
 from scipy.sparse.csgraph import connected_components
 from skimage.morphology import skeletonize
 
+from cmunet_jax import qca
 from cmunet_jax.qca import graph as graphs
+from cmunet_jax.viewer import analysis
 from tests.qca import vessels
 
 
@@ -137,3 +141,26 @@ def test_inscribed_radius_is_half_the_width_on_average():
         at = np.rint(t.points[400:1000]).astype(int)
         found.append(2 * radius[tuple(at.T)].mean() - width)
     assert abs(np.mean(found)) < 0.2
+
+
+def test_a_speckled_mask_is_refused_before_the_slow_part():
+    mask = np.random.default_rng(0).random((512, 512)) < 0.5
+    start = time.process_time()
+    with pytest.raises(qca.TooManySegments, match=r"\d+ segments, more than 2000") as error:
+        qca.analyse(mask, spacing=None)
+    assert time.process_time() - start < 10  # it is 0.2 s; without the bound it took minutes
+    assert "\n" not in str(error.value)
+
+
+def test_the_bound_counts_the_segments_of_the_skeleton(monkeypatch):
+    mask = np.zeros((80, 80), bool)
+    mask[40, 5:75] = mask[5:75, 40] = True  # a cross: four segments
+    monkeypatch.setattr(graphs, "MAX_SEGMENTS", 4)
+    assert len(qca.analyse(mask, spacing=None).segments) == 4
+    monkeypatch.setattr(graphs, "MAX_SEGMENTS", 3)
+    with pytest.raises(qca.TooManySegments, match="has 4 segments, more than 3"):
+        qca.analyse(mask, spacing=None)
+
+
+def test_the_viewer_shows_as_many_segments_as_are_measured():
+    assert analysis._MAX_SEGMENTS == qca.MAX_SEGMENTS
