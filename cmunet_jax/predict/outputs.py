@@ -53,26 +53,30 @@ class Staging:
         before = [record.FILE, *sorted(_named(self.folder))]
         aside = self.partial / "replaced"
         aside.mkdir()
-        moved = []
+        moved: list[tuple[pathlib.Path, pathlib.Path]] = []
+        made: list[pathlib.Path] = []
         try:
             for number, name in enumerate(before):
                 if (self.folder / name).is_file() and not (self.folder / name).parent.is_symlink():
                     os.replace(self.folder / name, aside / str(number))
                     moved.append((aside / str(number), self.folder / name))
             for name in record.FOLDERS:
-                self._move_in(name)
+                self._move_in(name, made)
             record.write(self.folder, content)
         except BaseException:
+            for place in made:
+                place.unlink(missing_ok=True)
             for kept, place in moved:
                 os.replace(kept, place)
             raise
 
-    def _move_in(self, name: str) -> None:
-        made = self.partial / name
-        if not made.is_dir():
+    def _move_in(self, name: str, made: list[pathlib.Path]) -> None:
+        """Moves one folder's files to their place and notes in `made` where they are."""
+        source = self.partial / name
+        if not source.is_dir():
             return
         (self.folder / name).mkdir(exist_ok=True)
-        for path in sorted(made.iterdir()):
+        for path in sorted(source.iterdir()):
             place = self.folder / name / path.name
             if place.exists():
                 raise UserError(
@@ -80,6 +84,7 @@ class Staging:
                     "--workdir or move it."
                 )
             os.replace(path, place)
+            made.append(place)
 
 
 @contextlib.contextmanager

@@ -65,6 +65,7 @@ def test_what_cannot_be_replaced_stays_as_it_was(checkpoint, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     config.overwrite = True
+    config.input = str(images(tmp_path / "in2", "two.png"))
     monkeypatch.setattr(outputs.record, "write", full)
     with pytest.raises(UserError, match="No space left"):
         predict.run(config, out)
