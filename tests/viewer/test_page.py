@@ -275,3 +275,19 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(chromium: Any, tmp_path: 
         assert not found.page.locator("#trouble").is_visible()
         errors = [text for text in found.said if "422" not in text]
         assert errors == []
+
+
+def test_a_slow_analysis_does_not_name_the_frame_before(chromium: Any, standing: Viewer):
+    slow, held = f"**/api/qca/{RUN}/0/*", []
+    with opened(chromium, standing) as found:
+        found.page.route(slow, lambda route: held.append(route))
+        found.press("j")
+        found.until("document.getElementById('title').textContent.startsWith('dicom')")
+        while not held:
+            found.settle()
+        found.press(".")
+        found.shown(RUN, 1)
+        with found.page.expect_response(slow):
+            held.pop().continue_()
+        found.settle()
+        assert found.page.locator("#picture").get_attribute("data-shown") == f"{RUN}/1"

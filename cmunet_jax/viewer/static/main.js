@@ -61,6 +61,7 @@ async function open(at, frame, { refit = false } = {}) {
   draw();
   ahead();
   await analyse(ticket);
+  if (ticket !== state.asked) return; // a slow analysis must not name the frame before
   get("picture").dataset.shown = keyOf(shown); // all of it has come: for whoever drives the page
 }
 
