@@ -29,7 +29,7 @@ test: $(STAMP)  ## Run the tests (PYTEST_ARGS='-k name' picks some)
 	@$(PY) $(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## Run the tests marked slow, which `make test` leaves out
-	@XLA_FLAGS= $(PY) $(PYTEST) -m slow $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m slow $(PYTEST_ARGS)
 
 test-faults: $(STAMP)  ## Run the tests marked faults: kills, full disks, damage, fuzzing (minutes)
 	@$(PY) $(PYTEST) -m faults $(PYTEST_ARGS)

@@ -148,20 +148,3 @@ def test_a_pretrained_network_is_not_evaluated(tiny_dataset, tmp_path):
     with pytest.raises(UserError, match="Fine-tune it first"):
         evaluate_stage.run(config, tmp_path / "evaluation")
     assert not (tmp_path / "evaluation").exists()
-
-
-@pytest.mark.slow
-def test_the_quickstart_runs_from_the_command_line(run_python, tiny_dataset, tmp_path):
-    """The command line locks the config, which calling the stage from a test does not."""
-    folder = tiny_dataset.directory.parents[2]
-    parts = [f"--config.{p}.data.dir={folder}" for p in ("pretrain", "finetune", "scratch")]
-    done = run_python(
-        "-m",
-        "cmunet_jax.main",
-        "--config",
-        "configs/quickstart.py:size=tiny",
-        f"--workdir={tmp_path}",
-        *parts,
-    )
-    report = pathlib.Path(done.stdout.strip().splitlines()[-1])
-    assert report == tmp_path / "report.html" and report.stat().st_size > 10_000

@@ -30,6 +30,12 @@ def test_every_fixture_passes(capsys):
     assert kinds == {"unet", "cmunet", "spark", "moco", "metrics"}
 
 
+@pytest.mark.slow
+def test_every_fixture_passes_as_users_compile_it(run_python):
+    """With LLVM's optimisation, which the other tests leave out."""
+    run_python("-m", "tests.golden", "--dir", str(FIXTURES), XLA_FLAGS="")
+
+
 def test_a_wrong_value_fails_and_is_named(tmp_path, capsys):
     with np.load(FIXTURES / "public_cmunet_w4.npz") as archive:
         wrong = archive["released/loss_ct"] * 1.001
