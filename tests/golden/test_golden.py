@@ -33,7 +33,8 @@ def test_every_fixture_passes(capsys):
 @pytest.mark.slow
 def test_every_fixture_passes_as_users_compile_it(run_python):
     """With LLVM's optimisation, which the other tests leave out."""
-    run_python("-m", "tests.golden", "--dir", str(FIXTURES), XLA_FLAGS="")
+    done = run_python("-m", "tests.golden", "--dir", str(FIXTURES), XLA_FLAGS="")
+    assert "FAIL" not in done.stdout and "cases pass" in done.stdout
 
 
 def test_a_wrong_value_fails_and_is_named(tmp_path, capsys):
