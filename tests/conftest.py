@@ -24,7 +24,7 @@ os.environ.setdefault("CMUNET_JAX_CACHE", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["CMUNET_JAX_CACHE"])
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # XLA's own passes run as always; LLVM, which takes a third of the tests' time, optimises nothing.
-# What users run is optimised: so are the demo and the slow tests of the golden values and of
+# What users run is optimised: so are the demo and the tests of the golden values and of
 # docs/clinical.md.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import runpy
+import shutil
 
 import pytest
 
@@ -87,24 +88,46 @@ def test_unknown_arguments_are_refused():
         importlib.import_module("configs.pretrain").get_config("sise=small")
 
 
-@pytest.mark.parametrize("preset", ["fixed", "paper"])
-@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_two_steps_of_every_objective_and_preset(stage, preset, tiny_dataset, tmp_path):
-    config = tiny(stage, tiny_dataset, 2, preset=preset)
+def trained(workdir, stage, preset, dataset, **overrides):
+    """A workdir that a training of two steps wrote, and its config."""
+    config = tiny(stage, dataset, 2, preset=preset, **overrides)
     if preset == "paper":
         config.preprocessing.centre_crop = 128  # the tiny images are smaller than the released crop
-    assert train_stage.run(config, tmp_path) == 0
-    loaded = checkpoint.load(tmp_path)
+    assert train_stage.run(config, workdir) == 0
+    return workdir, config
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_dataset, tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("pretrain"), "pretrain", "fixed", tiny_dataset)[0]
+
+
+@pytest.fixture(scope="module")
+def finetuned(tiny_dataset, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finetune")
+    return trained(workdir, "finetune", "fixed", tiny_dataset, labels=0)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+@pytest.mark.parametrize("preset", ["fixed", "paper"])
+def test_two_steps_of_every_stage_and_preset(request, stage, preset, tiny_dataset, tmp_path):
+    workdir = tmp_path
+    if preset == "paper":
+        trained(workdir, stage, preset, tiny_dataset)
+    elif stage == "pretrain":
+        workdir = request.getfixturevalue("pretrained")
+    else:
+        workdir, _ = request.getfixturevalue("finetuned")
+    loaded = checkpoint.load(workdir)
     assert loaded.step == 2
     assert loaded.config["objective"]["preset"] == preset
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == [2]
 
 
-def test_pretrain_finetune_evaluate_hand_over(tiny_dataset, tmp_path, capsys):
+def test_pretrain_finetune_evaluate_hand_over(pretrained, tiny_dataset, tmp_path, capsys):
     """What a researcher does, at its smallest: three commands, each on the result of the last."""
-    assert train_stage.run(tiny("pretrain", tiny_dataset, 2), tmp_path / "pretrain") == 0
-    config = tiny("finetune", tiny_dataset, 2, init_from=str(tmp_path / "pretrain"))
+    config = tiny("finetune", tiny_dataset, 2, init_from=str(pretrained))
     config.eval_split, config.eval_every, config.eval_images = "val", "50%", 4
     config.pictures_every = "50%"
     assert train_stage.run(config, tmp_path / "finetune") == 0
@@ -122,29 +145,28 @@ def test_pretrain_finetune_evaluate_hand_over(tiny_dataset, tmp_path, capsys):
     assert list((tmp_path / "finetune" / "pictures").glob("prediction_*.png"))
 
 
-def test_a_network_is_not_measured_on_what_it_was_trained_on(tiny_dataset, tmp_path):
-    train_stage.run(tiny("finetune", tiny_dataset, 2, labels=0), tmp_path / "finetune")
+def test_a_network_is_not_measured_on_what_it_was_trained_on(finetuned, tiny_dataset):
+    workdir, _ = finetuned
     config = importlib.import_module("configs.evaluate").get_config()
-    config.checkpoint, config.split = str(tmp_path / "finetune"), "train"
+    config.checkpoint, config.split = str(workdir), "train"
     count = len(tiny_dataset.ids("train"))
     with pytest.raises(UserError, match=f"{count} images and .* patients"):
         evaluate_stage.run(config, None)
-    assert not list((tmp_path / "finetune").glob("evaluation*"))
+    assert not list(workdir.glob("evaluation*"))
 
 
-def test_a_run_is_not_continued_on_another_build(tiny_dataset, tmp_path):
-    config = tiny("finetune", tiny_dataset, 2)
-    train_stage.run(config, tmp_path)
-    path = tmp_path / "config.json"
+def test_a_run_is_not_continued_on_another_build(finetuned, tiny_dataset, tmp_path):
+    workdir, config = finetuned
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    path = copy / "config.json"
     path.write_text(path.read_text().replace(tiny_dataset.fingerprint, "0" * 64))
     with pytest.raises(UserError, match="another build"):
-        train_stage.run(config, tmp_path)
+        train_stage.run(config, copy)
 
 
-def test_a_pretrained_network_is_not_evaluated(tiny_dataset, tmp_path):
-    train_stage.run(tiny("pretrain", tiny_dataset, 2), tmp_path / "pretrain")
+def test_a_pretrained_network_is_not_evaluated(pretrained, tmp_path):
     config = importlib.import_module("configs.evaluate").get_config()
-    config.checkpoint = str(tmp_path / "pretrain")
+    config.checkpoint = str(pretrained)
     with pytest.raises(UserError, match="Fine-tune it first"):
         evaluate_stage.run(config, tmp_path / "evaluation")
     assert not (tmp_path / "evaluation").exists()

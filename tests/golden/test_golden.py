@@ -31,10 +31,11 @@ def test_every_fixture_passes(capsys):
 
 
 @pytest.mark.slow
-def test_every_fixture_passes_as_users_compile_it(run_python):
+def test_a_step_passes_as_users_compile_it(tmp_path, run_python):
     """With LLVM's optimisation, which the other tests leave out."""
-    done = run_python("-m", "tests.golden", "--dir", str(FIXTURES), XLA_FLAGS="")
-    assert "FAIL" not in done.stdout and "cases pass" in done.stdout
+    shutil.copy(FIXTURES / "public_cmunet_w4.npz", tmp_path)
+    done = run_python("-m", "tests.golden", "--dir", str(tmp_path), XLA_FLAGS="")
+    assert "1 of 1 cases pass" in done.stdout
 
 
 def test_a_wrong_value_fails_and_is_named(tmp_path, capsys):

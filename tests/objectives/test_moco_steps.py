@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import optax
 
 from cmunet_jax.train import checkpoint, sharding
@@ -113,6 +114,7 @@ print(json.dumps({"devices": jax.device_count(), "made": made}))
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_do_what_one_does(run_python):
     """In float64: losses of three steps and the queue, which has wrapped by then."""
     one, eight = (

@@ -106,15 +106,9 @@ json.dump({"devices": jax.device_count(), "losses": losses}, sys.stdout)
 """
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cmunet-paper",
-        pytest.param("scratch-fixed", marks=pytest.mark.slow),
-        pytest.param("cmunet-ema", marks=pytest.mark.slow),
-        pytest.param("spark", marks=pytest.mark.slow),
-    ],
-)
+# Others are trained on several devices in tests/train/test_devices.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cmunet-ema", "spark"])
 def test_eight_devices_give_the_losses_of_one(run_python, name):
     one, eight = (
         json.loads(run_python("-c", _DEVICES, name, devices=n, JAX_ENABLE_X64="1").stdout)
