@@ -6,8 +6,8 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import optax
+import pytest
 
 from cmunet_jax.train import checkpoint, sharding
 from cmunet_jax.train import state as state_lib
