@@ -1,8 +1,9 @@
 """The layers of the U-Net that Flax does not have in the form needed here.
 
 `fast=True` takes a form that XLA compiles to quick code on CPU, where the stock gradients of max
-pooling and of a convolution's kernel and the stock transposed convolution are several times slower,
-and wide convolutions are Winograd's (`models.winograd`).
+pooling and of a convolution's kernel and the stock transposed convolution are several times slower.
+Wide convolutions are Winograd's (`models.winograd`); narrow ones take images of the batch side by
+side (`models.side_by_side`), else they would run on one core.
 `fast=False` takes the textbook operation. Both have the same parameters, values and gradients
 (tests: 1e-10 in float64). Convolving the halves of a concatenation apart was measured too: no
 faster, so it is not here.
@@ -12,6 +13,7 @@ Parameters are float32; `dtype` is the type of the computation. Layout is [B, H,
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cmunet_jax.models import winograd
+from cmunet_jax.models import side_by_side, winograd
 
 Array = jax.Array
 Dtype = Any
@@ -57,9 +59,20 @@ def _convolve(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _convolve_fast(x: Array, kernel: Array) -> Array:
-    if not _minimal(x.shape, kernel):
+    if _minimal(x.shape, kernel):
+        return lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=_convolve)
+    return _shared_out(x, kernel)
+
+
+def _shared_out(x: Array, kernel: Array) -> Array:
+    """The convolution, with images side by side where it would run on one core of a CPU."""
+    if not isinstance(x.shape[0], int) or jax.device_count() > 1 or kernel.dtype.itemsize < 4:
         return _convolve(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=winograd.convolve, default=_convolve)
+    count = side_by_side.images(x.shape, kernel.shape)
+    if count == 1:
+        return _convolve(x, kernel)
+    wide = functools.partial(side_by_side.convolve, count=count)
+    return lax.platform_dependent(x, kernel, cpu=wide, default=_convolve)
 
 
 def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -101,7 +114,7 @@ def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Ar
         dkernel = stock(x, dy)
     else:
         dkernel = lax.platform_dependent(x, dy, cpu=_kernel_gradient, default=stock)
-    return turn(dy, kernel), dkernel
+    return _shared_out(dy, kernel[::-1, ::-1].swapaxes(2, 3)), dkernel
 
 
 _convolve_fast.defvjp(_convolve_forward, _convolve_backward)

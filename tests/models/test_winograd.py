@@ -19,7 +19,7 @@ def _convolve(x, kernel):
 
 
 @hypothesis.given(st.integers(1, 3), SIDES, SIDES, CHANNELS, CHANNELS, st.integers(0, 2**32 - 1))
-@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.settings(deadline=None, max_examples=4)
 def test_it_is_the_convolution(batch, height, width, channels, features, seed):
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
