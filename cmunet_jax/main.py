@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cmunet_jax import config as config_lib
+from cmunet_jax.paths import absolute
 from tfds_angio.errors import UserError
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
@@ -93,7 +94,7 @@ def _workdir(value: str | None, stage: str) -> pathlib.Path | str | None:
     if not value:
         return None
     if "://" not in value:
-        return pathlib.Path(value).absolute()
+        return absolute(value)
     if stage != "sweep":
         raise UserError(
             f"--workdir {value}: stage {stage} writes to a folder; only a sweep takes a URL."

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmunet_jax.paths import absolute
 from tfds_angio.angio_folder import identity, load, scan
 from tfds_angio.angio_folder.problems import Problem
 from tfds_angio.base import AngioDataset
@@ -125,7 +126,7 @@ def of_folder(folder: str | Path, *, pattern: str, manifest: str = "", masks: st
     Raises:
       UserError: no such folder, no image in it, or a pattern or manifest that cannot be used.
     """
-    root = Path(folder).expanduser().absolute()
+    root = absolute(folder)
     if not root.is_dir():
         raise UserError(f"config.input={folder} is no folder: name the one that holds the images.")
     images_folder = "imgs" if (root / "imgs").is_dir() else "."

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from cmunet_jax.paths import absolute
 from cmunet_jax.train import processes, store
 from cmunet_jax.train.loading import Loaded, load
 from cmunet_jax.train.manifest import (
@@ -107,7 +108,7 @@ class Checkpointer:
         if keep_latest < 1 or best_mode not in ("max", "min"):
             raise ValueError(f"keep_latest={keep_latest!r}, best_mode={best_mode!r}")
         store.silence_orbax()
-        self.directory = Path(directory).expanduser().absolute()
+        self.directory = absolute(directory)
         self._config = as_json(config, what="the config")
         self._preprocessing = as_json(preprocessing, what="the preprocessing")
         self._selection = {"metric": best_metric, "mode": best_mode}
