@@ -167,11 +167,11 @@ def _add_folder(folder: Path, found: Found, seen: set[str], anonymous: str) -> N
 
 def _add(path: Path, found: Found, *, listed: bool) -> None:
     suffix = path.suffix.lower()
-    if suffix in images.SUFFIXES:
+    if dicom.is_dicom(path):  # first: called as an image, its name would get into the results
+        found.inputs.append(Input(path, "dicom", ""))
+    elif suffix in images.SUFFIXES:
         kind = "array" if suffix == ".npy" else "image"
         found.inputs.append(Input(path, kind, clean_name(path.stem)))
-    elif dicom.is_dicom(path):
-        found.inputs.append(Input(path, "dicom", ""))
     elif reason := _why_refused(path, suffix, listed=listed):
         found.refused.append(Refused(str(path), _digest_name(path, "file"), reason))
     else:

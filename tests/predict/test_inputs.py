@@ -252,6 +252,19 @@ def test_a_file_that_vanishes_is_a_reason_without_its_path(tmp_path):
         assert "Mustermann" not in str(error.value) and str(error.value)
 
 
+@pytest.mark.parametrize("name", ["ERIKA.png", "ERIKA.JPG", "ERIKA.tif", "ERIKA.npy"])
+def test_a_dicom_that_is_called_as_an_image_is_a_dicom(name, tmp_path):
+    written = xa.write(tmp_path, xa.run(1), bits=12)
+    path = written.rename(tmp_path / name)
+    (item,) = inputs.find(str(tmp_path)).inputs
+    assert inputs.open_case(item).kind == "dicom" and "ERIKA" not in item.label
+    path.write_bytes(path.read_bytes()[:1500])
+    (item,) = inputs.find(str(path)).inputs
+    assert item.kind == "dicom" and "ERIKA" not in item.label
+    with pytest.raises(UnreadableCase):
+        inputs.open_case(item)
+
+
 def test_a_dicom_is_known_by_its_content_and_named_by_its_digest(tmp_path):
     path = xa.write(tmp_path, xa.run(2), bits=12, name="Mustermann")
     (item,) = inputs.find(str(tmp_path)).inputs
