@@ -13,8 +13,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cmunet_jax import config as config_lib
-from cmunet_jax.paths import absolute
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 _SHORT = {"--dry-run": "--config.dry_run=True", "--dry_run": "--config.dry_run=True"}

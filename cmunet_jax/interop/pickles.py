@@ -113,7 +113,7 @@ def begins_with_call(head: bytes) -> bool:
             if named and opcode.name in ("INST", "OBJ", "REDUCE", "STOP"):
                 return True
     except (ValueError, OverflowError, struct.error):
-        pass
+        return False  # a text, or cut before it used the name
     return False
 
 

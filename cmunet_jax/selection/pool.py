@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunet_jax.paths import absolute
 from tfds_angio.angio_folder import identity, load, scan
 from tfds_angio.angio_folder.problems import Problem
 from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 PERCENTILE = 0.1  # that of angio_folder: what is chosen looks as it will in training
 

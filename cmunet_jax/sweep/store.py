@@ -15,8 +15,8 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from cmunet_jax.paths import absolute
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 # Errors of a file system that another trial would meet too: no fault of the one that met them.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)

@@ -17,7 +17,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from cmunet_jax.paths import absolute
 from cmunet_jax.train import processes, store
 from cmunet_jax.train.loading import Loaded, load
 from cmunet_jax.train.manifest import (
@@ -32,6 +31,7 @@ from cmunet_jax.train.manifest import (
 )
 from cmunet_jax.train.selection import best_step
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 __all__ = ["Checkpointer", "Loaded", "Restored", "load"]
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cmunet_jax.paths import absolute
 from cmunet_jax.train import store
 from cmunet_jax.train.manifest import Damaged, Manifest, nest
 from cmunet_jax.train.selection import best_step
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 _log = logging.getLogger(__name__)
 _WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")
