@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from cmunet_jax import config as config_lib
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 _SHORT = {"--dry-run": "--config.dry_run=True", "--dry_run": "--config.dry_run=True"}
@@ -93,7 +94,7 @@ def _workdir(value: str | None, stage: str) -> pathlib.Path | str | None:
     if not value:
         return None
     if "://" not in value:
-        return pathlib.Path(value).absolute()
+        return absolute(value)
     if stage != "sweep":
         raise UserError(
             f"--workdir {value}: stage {stage} writes to a folder; only a sweep takes a URL."

@@ -17,7 +17,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 # What a part may import of this project, beside itself and EVERYWHERE. Sub-parts come first.
-EVERYWHERE = ("tfds_angio.errors", "cmunet_jax.config", "cmunet_jax.__version__")
+EVERYWHERE = (
+    "tfds_angio.errors",
+    "tfds_angio.paths",
+    "cmunet_jax.config",
+    "cmunet_jax.__version__",
+)
 BELOW_STAGES = tuple(
     f"cmunet_jax.{part}"
     for part in (

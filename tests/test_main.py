@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cmunet_jax import main
+from cmunet_jax.stages import STAGES
 from tfds_angio.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -84,6 +85,14 @@ def test_one_line_and_a_status(argv, words, tiny_dataset, tmp_path):
     assert len(lines) == 1 and "Traceback" not in done.stderr
     assert all(word in lines[0] for word in words), lines[0]
     assert not workdir.exists()
+
+
+def test_a_workdir_is_absolute_and_a_url_stays(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for stage in STAGES:
+        assert main._workdir("../runs/t", stage) == tmp_path / "runs" / "t"
+    assert main._workdir("gs://bucket/sweep", "sweep") == "gs://bucket/sweep"
 
 
 def test_a_second_config_is_not_mixed_into_a_workdir(tiny_dataset, tmp_path):

@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,6 +39,9 @@ _NO_PICTURES = frozenset(
     ".txt .md .rst .csv .tsv .json .yaml .yml .toml .xml .html .htm .css .js .py .sh .log .ini "
     ".inf .cfg".split()
 )
+# Of a list; the brackets of a glob, in which the first ']' may stand for itself, are not cut.
+_PART = re.compile(r"(?:\[!?\]?[^\]/]*\]|[^,])+")
+_ANONYMOUS = "input "
 _LONGEST = 80  # characters of a name; with what is appended, any file system takes it
 
 
@@ -99,18 +102,18 @@ class Found:
 def find(text: str, *, without: Path | None = None) -> Found:
     """Resolves files, folders (with all below them) and globs, separated by commas.
 
-    A path that holds a comma is understood if it is the only one. Hidden files are left out, links
-    to folders are not followed.
+    A path that holds a comma is understood if it is the only one; a comma in the brackets of a glob
+    is its own: 'left[,]right.png'. Hidden files are left out, links to folders are not followed.
 
     Args:
       text: 'scan.png,run.dcm', 'folder', 'folder/**/*.png'.
       without: a folder whose files are none: the masks of an earlier run are no angiograms.
     """
     found = Found()
-    parts = [text] if os.path.exists(os.path.expanduser(text)) else text.split(",")
+    parts = [text] if os.path.exists(os.path.expanduser(text)) else _PART.findall(text)
     seen: set[str] = set()
     for number, part in enumerate((p.strip() for p in parts if p.strip()), 1):
-        anonymous = f"input {number}"  # what does not exist may be called like a patient, too
+        anonymous = f"{_ANONYMOUS}{number}"  # what does not exist may be called like a patient, too
         matches = _matches(part)
         if not matches:
             reason = "matches nothing" if glob.has_magic(part) else "no such file or folder"
@@ -167,11 +170,11 @@ def _add_folder(folder: Path, found: Found, seen: set[str], anonymous: str) -> N
 
 def _add(path: Path, found: Found, *, listed: bool) -> None:
     suffix = path.suffix.lower()
-    if suffix in images.SUFFIXES:
+    if dicom.is_dicom(path):  # first: called as an image, its name would get into the results
+        found.inputs.append(Input(path, "dicom", ""))
+    elif suffix in images.SUFFIXES:
         kind = "array" if suffix == ".npy" else "image"
         found.inputs.append(Input(path, kind, clean_name(path.stem)))
-    elif dicom.is_dicom(path):
-        found.inputs.append(Input(path, "dicom", ""))
     elif reason := _why_refused(path, suffix, listed=listed):
         found.refused.append(Refused(str(path), _digest_name(path, "file"), reason))
     else:
@@ -219,6 +222,20 @@ def _digest_name(path: Path, word: str) -> str:
             return f"{word}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
     except OSError as error:
         return f"{word}-unreadable-{error.errno}"
+
+
+def numbered(refused: Sequence[Refused]) -> list[Refused]:
+    """The same, with a number behind what results call the second and later of one name.
+
+    Copies of one file have one digest. The parts of the list are numbers already.
+    """
+    counts: Counter[str] = Counter()
+    named = []
+    for one in refused:
+        counts[one.input] += 1
+        again = counts[one.input] > 1 and not one.input.startswith(_ANONYMOUS)
+        named.append(replace(one, input=f"{one.input}-{counts[one.input]}") if again else one)
+    return named
 
 
 def open_case(item: Input) -> Case:

@@ -208,14 +208,32 @@ LAYOUTS = (
 """In the order in which they are tried: the first whose signs are all there is it."""
 
 
+def _is_halved(layout: Layout, shapes: Mapping[str, Any]) -> bool:
+    """Whether the widespread U-Net has 8 times its width at the coarsest level, where ours has 16.
+
+    Its bilinear form does, as bilinear up-sampling does not halve the channels.
+    """
+    first, last = (
+        shapes.get(name) for name in (layout.first, "down4.maxpool_conv.1.double_conv.3.weight")
+    )
+    return bool(layout.sampling not in shapes and first and last and last[0] == 8 * first[0])
+
+
 def recognise(names: Mapping[str, Any]) -> Layout:
-    """The layout of a state_dict.
+    """The layout of a state_dict, given as {name: shape}.
 
     Raises:
-      UserError: with some of the names, if it is none.
+      UserError: if it is none, with some of the names, or is known to be another network.
     """
     for layout in LAYOUTS:
         if all(any(name.startswith(sign) for name in names) for sign in layout.signs):
+            if layout.skip_first and _is_halved(layout, names):
+                raise UserError(
+                    f"it is a {layout.title} of the form bilinear=True, which has half the "
+                    "channels before each up-sampling: another network than ours, so its weights "
+                    "have no place. Only the form with transposed convolutions (bilinear=False) "
+                    "can be imported."
+                )
             return layout
     listed = [f"  {ascii(name)[1:-1]:.100} {list(names[name])}" for name in sorted(names)[:12]]
     more = [f"  ... and {len(names) - 12} more"] if len(names) > 12 else []

@@ -97,6 +97,26 @@ def load(source: Source, outside: Callable[[Any], Any]) -> Any:
     raise Refused(f"its pickle has more than {MAX_OPCODES:,} opcodes")
 
 
+def begins_with_call(head: bytes) -> bool:
+    """Whether bytes begin as a pickle that refers to something by name and makes use of it.
+
+    Pickles of protocols 0 and 1 have no first bytes of their own, and many a text begins as one
+    does: so it is told only of what would be refused by that name.
+    """
+    named = False
+    try:
+        for opcode, argument, _ in pickletools.genops(head):
+            if opcode.name in ("GLOBAL", "INST"):
+                if not all(map(str.isidentifier, str(argument).replace(" ", ".").split("."))):
+                    return False
+                named = True
+            if named and opcode.name in ("INST", "OBJ", "REDUCE", "STOP"):
+                return True
+    except (ValueError, OverflowError, struct.error):
+        return False  # a text, or cut before it used the name
+    return False
+
+
 def _unknown(machine: _Machine, opcode: str, argument: Any) -> str:
     """Names what an opcode outside the table would have made, where that can be seen."""
     behind = {"NEWOBJ_EX": -3, "OBJ": 0}.get(opcode)

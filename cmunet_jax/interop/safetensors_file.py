@@ -44,7 +44,10 @@ def write(
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777  # of any new file here; the library's is 0600
         safetensors.numpy.save_file(tensors, temporary, dict(metadata or {}))
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         with contextlib.suppress(OSError):

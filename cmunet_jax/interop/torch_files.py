@@ -136,7 +136,8 @@ def _check_kind(path: Path, head: bytes, size: int) -> None:
             raise UserError(f"{path} is {what}.")
     if head[257:262] == b"ustar":
         raise UserError(f"{path} is a tar archive: unpack it, or save it again with a new PyTorch.")
-    if not (head.startswith((b"PK\3\4", b"\x80")) or _is_safetensors(head, size)):
+    known = head.startswith((b"PK\3\4", b"\x80")) or _is_safetensors(head, size)
+    if not known and not pickles.begins_with_call(head):
         raise UserError(
             f"{path} is no file of weights: it is neither of PyTorch (.pt, .pth, .ckpt) nor "
             "safetensors."

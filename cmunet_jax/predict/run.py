@@ -316,5 +316,5 @@ def run(
         for job, group in itertools.groupby(written, key=lambda pair: pair[0]):
             job.entries.extend(entry for _, entry in group if entry is not None)
             this.finish(job)
-    this.outcome.failed = [*found.refused, *this.outcome.failed]
+    this.outcome.failed = inputs.numbered([*found.refused, *this.outcome.failed])
     return this.outcome

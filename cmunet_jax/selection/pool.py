@@ -18,6 +18,7 @@ from tfds_angio.angio_folder import identity, load, scan
 from tfds_angio.angio_folder.problems import Problem
 from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 PERCENTILE = 0.1  # that of angio_folder: what is chosen looks as it will in training
 
@@ -125,7 +126,7 @@ def of_folder(folder: str | Path, *, pattern: str, manifest: str = "", masks: st
     Raises:
       UserError: no such folder, no image in it, or a pattern or manifest that cannot be used.
     """
-    root = Path(folder).expanduser().absolute()
+    root = absolute(folder)
     if not root.is_dir():
         raise UserError(f"config.input={folder} is no folder: name the one that holds the images.")
     images_folder = "imgs" if (root / "imgs").is_dir() else "."

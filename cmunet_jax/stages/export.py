@@ -9,8 +9,7 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from cmunet_jax.data.preprocessing import Preprocessing
 from cmunet_jax.interop import export_loader, export_stablehlo, safetensors_file
 from cmunet_jax.stages import record, segment
 from cmunet_jax.stages.segment import Segmenter
+from cmunet_jax.stages.staging import inside
 from cmunet_jax.train import sharding
 from tfds_angio.errors import UserError
 
@@ -64,7 +64,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         )
     target = workdir or segmenter.loaded.path.parent.parent / "export"
     _check_free(target, overwrite=config.overwrite)
-    with _staging(target) as staging:
+    with inside(target, "export") as staging:
         facts = _facts(segmenter)
         checks = {}
         for name in formats:
@@ -108,27 +108,6 @@ def _check_free(target: pathlib.Path, *, overwrite: bool) -> None:
             f"{target / there[0]} exists: replace it with --config.overwrite=True, or choose "
             "another --workdir."
         )
-
-
-@contextlib.contextmanager
-def _staging(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside the results, gone afterwards; so is `target` if nothing came of it."""
-    made: list[pathlib.Path] = []
-    try:
-        # What this makes is taken away again; what was there stays.
-        made += [path for path in (target, *target.parents) if not path.exists()]
-        target.mkdir(parents=True, exist_ok=True)
-        staging = pathlib.Path(tempfile.mkdtemp(prefix=".export-", dir=target))
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}.") from error
-    finally:
-        for path in made:
-            with contextlib.suppress(OSError):  # it holds the results
-                path.rmdir()
 
 
 def _move_in(staging: pathlib.Path, target: pathlib.Path) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import ml_collections
@@ -14,6 +13,7 @@ from cmunet_jax import objectives
 from cmunet_jax.interop import convert, importing
 from cmunet_jax.interop.convert import Imported
 from cmunet_jax.stages import record
+from cmunet_jax.stages.staging import inside
 from cmunet_jax.train import checkpoint, store
 from tfds_angio.errors import UserError
 
@@ -29,7 +29,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
       workdir: where to; default runs/import_weights.
 
     Raises:
-      UserError: if the file cannot be imported, or the folder already holds a checkpoint.
+      UserError: if the file cannot be imported, the folder already holds a checkpoint, or it
+        cannot be written. Then it is as it was.
     """
     if not config.source:
         raise UserError("config.source is empty: give the file, --config.source=weights.pth")
@@ -42,12 +43,15 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     told = dataclasses.asdict(origin) | {"layout": imported.layout}
     # What they were trained on is not known: no images are seen, and `imported` says why.
     facts = {"data": {}, "init_from": None, "seen": {}, "imported": told}
-    _save(workdir, _trained(config, imported) | {"provenance": facts}, imported)
-    record.write_json(workdir / REPORT, _report(imported, told))
-    record.write(workdir, config, facts)
+    with inside(workdir, "import") as staging:
+        _save(staging, _trained(config, imported) | {"provenance": facts}, imported)
+        record.write_json(staging / REPORT, _report(imported, told))
+        record.write(staging, config, facts)
+        loaded = checkpoint.load(staging)
+        _move_in(staging, workdir)
     print(importing.summary(imported, origin))
-    loaded = checkpoint.load(workdir)
-    print(f"Written: {loaded.path} (digest {loaded.short_digest}) and {workdir / REPORT}")
+    place = workdir / loaded.path.relative_to(staging)
+    print(f"Written: {place} (digest {loaded.short_digest}) and {workdir / REPORT}")
     print(_next(imported))
     return 0
 
@@ -97,26 +101,39 @@ def _trained(config: ml_collections.ConfigDict, imported: Imported) -> dict[str,
     }
 
 
-def _save(workdir: pathlib.Path, trained: dict[str, Any], imported: Imported) -> None:
-    """Saves beside its place and renames, so that a replaced checkpoint is lost last."""
+def _save(folder: pathlib.Path, trained: dict[str, Any], imported: Imported) -> None:
     state = {
         "step": np.zeros((), np.int32),
         "params": imported.params,
         "batch_stats": imported.batch_stats,
     }
-    made, final = workdir / f".{_FOLDER}.{os.getpid()}", workdir / _FOLDER
+    with checkpoint.Checkpointer(
+        folder / _FOLDER, config=trained, preprocessing=trained["preprocessing"]
+    ) as checkpointer:
+        checkpointer.save(0, state)
+
+
+def _move_in(staging: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Puts the results in their place, or all that was there back into its own.
+
+    The checkpoint comes last: without one, the same command can be repeated.
+    """
+    aside = staging / "replaced"
+    aside.mkdir()
+    names = (record.FILE, REPORT, _FOLDER)
+    undo: list[tuple[pathlib.Path, pathlib.Path]] = []
     try:
-        with checkpoint.Checkpointer(
-            made, config=trained, preprocessing=trained["preprocessing"]
-        ) as checkpointer:
-            checkpointer.save(0, state)
-        if final.exists():
-            shutil.rmtree(final)
-        made.rename(final)
-    except OSError as error:
-        raise UserError(f"{final} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        for name in names:
+            if (workdir / name).is_file() or (name == _FOLDER and (workdir / name).exists()):
+                os.replace(workdir / name, aside / name)
+                undo.append((aside / name, workdir / name))
+        for name in names:
+            os.replace(staging / name, workdir / name)
+            undo.append((workdir / name, staging / name))
+    except BaseException:
+        for source, place in reversed(undo):
+            os.replace(source, place)
+        raise
 
 
 def _report(imported: Imported, origin: dict[str, Any]) -> dict[str, Any]:

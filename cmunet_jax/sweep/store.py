@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 # Errors of a file system that another trial would meet too: no fault of the one that met them.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
@@ -65,7 +66,7 @@ def open_store(place: str | Path) -> Store:
       UserError: if the URL's kind of store has no driver here.
     """
     text = str(place)
-    return ObjectStore(text) if "://" in text else LocalStore(Path(text).absolute())
+    return ObjectStore(text) if "://" in text else LocalStore(absolute(text))
 
 
 def _failure(where: object, error: OSError) -> StorageError:

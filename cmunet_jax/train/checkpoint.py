@@ -31,6 +31,7 @@ from cmunet_jax.train.manifest import (
 )
 from cmunet_jax.train.selection import best_step
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 __all__ = ["Checkpointer", "Loaded", "Restored", "load"]
 
@@ -107,7 +108,7 @@ class Checkpointer:
         if keep_latest < 1 or best_mode not in ("max", "min"):
             raise ValueError(f"keep_latest={keep_latest!r}, best_mode={best_mode!r}")
         store.silence_orbax()
-        self.directory = Path(directory).expanduser().absolute()
+        self.directory = absolute(directory)
         self._config = as_json(config, what="the config")
         self._preprocessing = as_json(preprocessing, what="the preprocessing")
         self._selection = {"metric": best_metric, "mode": best_mode}

@@ -11,6 +11,7 @@ from cmunet_jax.train import store
 from cmunet_jax.train.manifest import Damaged, Manifest, nest
 from cmunet_jax.train.selection import best_step
 from tfds_angio.errors import UserError
+from tfds_angio.paths import absolute
 
 _log = logging.getLogger(__name__)
 _WEIGHTS = ("params", "batch_stats", "ema_params", "ema_batch_stats")
@@ -77,7 +78,7 @@ def load(path: str | Path, *, step: int | str | None = None, extra: bool = False
     store.silence_orbax()
     if isinstance(step, str) and step.isdecimal():
         step = int(step)
-    folders = _find(Path(path).expanduser().absolute(), step)
+    folders = _find(absolute(path), step)
     exact = isinstance(step, int) or len(folders) == 1
     reasons = []
     for folder in folders:

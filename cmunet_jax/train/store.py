@@ -137,6 +137,12 @@ def _read_arrays(folder: Path, paths: Sequence[str]) -> dict[str, np.ndarray]:
         name = path.replace("/", ".")
         return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
 
+    def begin(path: str) -> Any:
+        try:
+            return ts.open(spec(path), open=True, read=True, context=context)
+        except ValueError as error:  # As a name that TensorStore does not take.
+            raise Damaged(f"{path} is not readable") from error
+
     def get(future: Any, path: str) -> Any:
         try:
             return future.result()
@@ -146,7 +152,7 @@ def _read_arrays(folder: Path, paths: Sequence[str]) -> dict[str, np.ndarray]:
             raise Damaged(f"{path} is not readable") from error
 
     # All requests are made before the first answer is awaited, so that reads overlap.
-    opening = [ts.open(spec(path), open=True, read=True, context=context) for path in paths]
+    opening = [begin(path) for path in paths]
     reading = [get(f, path).read() for f, path in zip(opening, paths, strict=True)]
     return {path: np.asarray(get(f, path)) for f, path in zip(reading, paths, strict=True)}
 

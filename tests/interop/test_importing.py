@@ -249,6 +249,28 @@ def test_the_widespread_unet_is_read_into_our_order(tmp_path):
     assert "inc.double_conv.0.bias" not in found.mapped
 
 
+def test_the_widespread_unet_of_half_the_channels_is_refused_by_that_reason(tmp_path):
+    blocks = {  # channels of input, middle and output, as multiples of the width
+        "inc.": (0.5, 1, 1),
+        **{f"down{i}.maxpool_conv.1.": (2 ** (i - 1), 2**i, 2**i) for i in (1, 2, 3)},
+        "down4.maxpool_conv.1.": (8, 8, 8),
+        "up1.conv.": (16, 8, 4),
+        "up2.conv.": (8, 4, 2),
+        "up3.conv.": (4, 2, 1),
+        "up4.conv.": (2, 1, 1),
+    }
+    state = {"outc.conv.weight": np.zeros((2, 2, 1, 1), np.float32)}
+    for name, parts in blocks.items():
+        first, middle, last = (int(2 * part) for part in parts)
+        for at, ins, outs in ((0, first, middle), (3, middle, last)):
+            state[f"{name}double_conv.{at}.weight"] = np.zeros((outs, ins, 3, 3), np.float32)
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                state[f"{name}double_conv.{at + 1}.{part}"] = np.zeros(outs, np.float32)
+    with pytest.raises(UserError, match=r"bilinear=True, which has half the channels") as error:
+        importing.read(write_zip(tmp_path / "theirs.pth", state))
+    assert "\n" not in str(error.value)
+
+
 def test_some_missing_biases_are_no_network_without_biases(tmp_path):
     state = common_state()
     del state["inc.double_conv.3.bias"]

@@ -1,5 +1,7 @@
 """Weights as safetensors: there and back, and what a damaged file says."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,16 @@ def test_there_and_back_is_exact(tmp_path, up):
     jax.tree.map(np.testing.assert_array_equal, tuple(back), (params, stats))
     assert metadata == {"digest": "abc"}
     assert [p.name for p in path.parent.iterdir()] == ["unet.safetensors"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_others_may_read_it_as_they_may_any_new_file(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        safetensors_file.write(tmp_path / "unet.safetensors", *_weights())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "unet.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_names_and_layouts_are_pytorchs(tmp_path):

@@ -225,6 +225,15 @@ OTHERS = {
     "numpy": (b"\x93NUMPY", "NumPy"),
     "tar": (b"x" * 257 + b"ustar\x0000", "tar archive"),
     "text": (b"hello", "no file of weights"),
+    "text that begins as a pickle": (b"config\nvalue\n\nmore", "no file of weights"),
+    **{
+        f"pickle of protocol {protocol}": (
+            pickle.dumps({"state": [1.5, "x", eval]}, protocol),
+            r"not one of PyTorch \(it refers to (__builtin__|builtins).eval",
+        )
+        for protocol in range(5)
+    },
+    "pickle of an instance": (b"(S'id'\nios\nsystem\n.", "opcode INST to make os.system"),
     "safetensors of length 0": (bytes(8) + b"{", "safetensors"),
     "other pickle": (pickle.dumps({"a": 1}), "not one of PyTorch"),
 }  # fmt: skip

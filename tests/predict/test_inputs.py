@@ -38,6 +38,25 @@ def test_a_path_with_a_comma_is_understood_alone(tmp_path):
     assert paths(inputs.find(str(path))) == [path]
 
 
+@pytest.mark.parametrize("glob", ["we[,]ird.png", "we[!a,]*.png", "we[],]ird.png"])
+def test_a_comma_in_the_brackets_of_a_glob_divides_nothing(glob, tmp_path):
+    other, there = (
+        png(tmp_path / "a.png"),
+        png(tmp_path / ("weird.png" if "!" in glob else "we,ird.png")),
+    )
+    assert paths(inputs.find(f"{other},{tmp_path / glob}")) == [other, there]
+    left, right = png(tmp_path / "a[1" / "b.png"), png(tmp_path / "c" / "d].png")
+    assert paths(inputs.find(f"{left},{right}")) == [left, right]
+
+
+def test_copies_that_fail_are_told_apart():
+    names = ["input 1", "file-ab", "input 1", "file-ab", "file-cd", "file-ab"]
+    numbered = inputs.numbered([inputs.Refused("path", name, "why") for name in names])
+    assert [one.input for one in numbered] == [
+        "input 1", "file-ab", "input 1", "file-ab-2", "file-cd", "file-ab-3",
+    ]  # fmt: skip
+
+
 def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "film.MP4").write_bytes(b"film")
@@ -250,6 +269,19 @@ def test_a_file_that_vanishes_is_a_reason_without_its_path(tmp_path):
         with pytest.raises(UnreadableCase) as error:
             use()
         assert "Mustermann" not in str(error.value) and str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ERIKA.png", "ERIKA.JPG", "ERIKA.tif", "ERIKA.npy"])
+def test_a_dicom_that_is_called_as_an_image_is_a_dicom(name, tmp_path):
+    written = xa.write(tmp_path, xa.run(1), bits=12)
+    path = written.rename(tmp_path / name)
+    (item,) = inputs.find(str(tmp_path)).inputs
+    assert inputs.open_case(item).kind == "dicom" and "ERIKA" not in item.label
+    path.write_bytes(path.read_bytes()[:1500])
+    (item,) = inputs.find(str(path)).inputs
+    assert item.kind == "dicom" and "ERIKA" not in item.label
+    with pytest.raises(UnreadableCase):
+        inputs.open_case(item)
 
 
 def test_a_dicom_is_known_by_its_content_and_named_by_its_digest(tmp_path):

@@ -53,7 +53,8 @@ def mixed(checkpoint, tmp_path_factory):
     np.save(folder / "run.npy", np.stack([angiogram(50, 64, n) for n in range(5)]))
     np.save(folder / "nan.npy", np.stack([angiogram(20, 30) * x for x in (1.0, np.nan)]))
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "film.avi").write_bytes(b"RIFF")
+    for name in ("film.avi", "copy.avi"):
+        (folder / name).write_bytes(b"RIFF")
     (folder / "notes.txt").write_text("")
     elements = {"BurnedInAnnotation": "NO", "PixelSpacing": [0.3, 0.25]}
     xa.write(folder, xa.run(3, 70, 64), bits=12, elements=elements)
@@ -78,7 +79,8 @@ def test_what_can_be_used_is_and_the_status_says_that_something_failed(mixed):
     assert failed["empty.jpg"] == "empty file" and "NaN" in failed["nan.npy"]
     assert "frame 1: " in failed["nan.npy"]
     others = sorted(name for name in failed if name not in ("empty.jpg", "nan.npy"))
-    assert len(others) == 2 and others[0].startswith("dicom-") and others[1].startswith("file-")
+    assert len(others) == 3 and others[0].startswith("dicom-") and others[1].startswith("file-")
+    assert others[2] == f"{others[1]}-2", "copies of one file are told apart"
 
 
 def test_files_are_those_of_the_contract(mixed):

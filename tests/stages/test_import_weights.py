@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,40 @@ def test_a_failed_import_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match="of no network"):
         import_weights.run(config_of(source), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.is_file() and p.read_bytes() for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("fails", ["Checkpointer", "load", "write", "checkpoints"])
+def test_an_import_that_fails_while_it_writes_leaves_nothing(tmp_path, monkeypatch, fails):
+    source, workdir = write_zip(tmp_path / "a.pth", unet_state(2)), tmp_path / "new" / "run"
+    replace = os.replace
+
+    def full(*arguments, **named):
+        raise UserError("no space")
+
+    def refuse(source, target):
+        if str(target) == str(workdir / "checkpoints") and "replaced" not in str(source):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    def attempt(**overrides):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match=r"(?i)no space"):
+            if fails == "checkpoints":
+                patch.setattr(import_weights.os, "replace", refuse)
+            else:
+                where = import_weights.record if fails == "write" else import_weights.checkpoint
+                patch.setattr(where, fails, full)
+            import_weights.run(config_of(source, **overrides), workdir)
+
+    attempt()
+    assert not (tmp_path / "new").exists()
+    imported(source, workdir)
+    before = contents(workdir)
+    attempt(overwrite=True)
+    assert contents(workdir) == before
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,23 @@ def test_load_finds_the_checkpoint(workdir, part, step, expected):
     assert loaded.weights(ema=False)[0] is loaded.params
 
 
+def test_a_path_with_two_dots_is_loaded_and_resumed(workdir, monkeypatch):
+    (workdir / "beside").mkdir()
+    monkeypatch.chdir(workdir / "beside")
+    assert load("..").path == workdir / "checkpoints" / "30"
+    with open_run("../checkpoints") as checkpointer:
+        assert checkpointer.restore(make_state(30)).step == 30
+
+
+def test_above_a_link_is_above_its_target(workdir, tmp_path):
+    (workdir / "beside").mkdir(exist_ok=True)
+    link = tmp_path / "link"
+    link.symlink_to(workdir / "beside")
+    assert load(link / "..").path.parent == workdir / "checkpoints"
+    (tmp_path / "run").symlink_to(workdir)
+    assert load(tmp_path / "run").path.parent == tmp_path / "run" / "checkpoints"
+
+
 def test_load_extra_on_demand(workdir):
     assert_same(load(workdir, extra=True).extra, make_state(30).extra)
 

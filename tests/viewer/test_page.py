@@ -246,6 +246,20 @@ def test_cases_are_filtered(chromium: Any, standing: Viewer):
         assert found.page.text_content("#cases-count") == "1 of 2"
         found.press("Enter")
         found.shown(RUN, 0)
+        found.press("k")  # a command again: the keyboard is on the picture
+        found.shown(0, 0)
+        assert found.page.input_value("#filter") == "dicom run"
+        focus = "document.activeElement.id"
+        assert found.page.evaluate(focus) == "picture"
+        found.press("/", "Escape")
+        assert found.page.input_value("#filter") == "" and found.page.evaluate(focus) == "filter"
+        assert found.page.text_content("#cases-count") == "2"
+        found.press("Escape")
+        assert found.page.evaluate(focus) == "picture"
+        found.press("/")
+        found.page.keyboard.type("nothing like it")
+        found.press("Enter")
+        assert found.page.evaluate(focus) == "filter"
         found.fade("filter", 0)
         assert "notes.txt: no image" in found.page.text_content("#failed-list")
 

@@ -40,7 +40,7 @@ def saved(viewer: Viewer, name: str = "left-anterior") -> np.ndarray:
 
 def save(found: Page) -> None:
     found.press("s")
-    found.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
+    found.page.wait_for_selector(r"#status:text-matches('^Saved[^:]*: labels/masks/')")
 
 
 def drag(found: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
@@ -62,6 +62,7 @@ def test_a_stroke_of_the_mouse_is_saved_as_it_is_drawn(chromium: Any, viewer: Vi
         assert found.page.text_content("#badge") == "not saved"
         assert not np.array_equal(found.canvas(), before)
         save(found)
+        assert found.page.text_content("#status").startswith("Saved: ")
         assert found.page.text_content("#badge") == "saved"
         difference = saved(viewer) ^ (PREDICTED | stroke)
         # Where a pointer is rounded to whole pixels of the screen, the rim may differ.
@@ -175,6 +176,7 @@ def test_a_label_is_replaced_only_after_a_question(chromium: Any, viewer: Viewer
     with opened(chromium, viewer) as found:
         save(found)
         assert np.array_equal(saved(viewer), PREDICTED)
+        assert found.page.text_content("#status").startswith("Saved as it was predicted: ")
         found.press("p", "g", "Space", "s")
         found.page.wait_for_selector("#replace-dialog[open]")
         assert browser.accessibility(found.page) == []
@@ -211,7 +213,7 @@ def test_a_label_that_came_meanwhile_is_asked_about_too(chromium: Any, viewer: V
         found.press("s")
         found.page.wait_for_selector("#replace-dialog[open]")
         found.page.locator("#replace-dialog .danger").click()
-        found.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
+        found.page.wait_for_selector("#status:has-text('Saved as it was predicted: labels/masks/')")
         assert np.array_equal(saved(viewer), PREDICTED)
 
 

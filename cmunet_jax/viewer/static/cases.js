@@ -5,17 +5,13 @@ const get = (id) => document.getElementById(id);
 const made = (name, text, kind = "") => Object.assign(document.createElement(name), { textContent: text, className: kind });
 
 export class Cases {
-  /** on: {open(index of the case)} */
+  /** on: {open(index of the case), leave(): the keyboard goes back to the picture} */
   constructor(data, on) {
     this.data = data;
     this.on = on;
     this.current = 0;
     get("filter").addEventListener("input", () => this.draw());
-    get("filter").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter") return;
-      const [first] = this.matching();
-      if (first !== undefined) on.open(first);
-    });
+    get("filter").addEventListener("keydown", (event) => this._key(event));
     get("notes").replaceChildren(...data.notes.map((note) => made("li", note)));
     get("failed").hidden = !data.failed.length;
     get("failed-list").replaceChildren(...data.failed.map((row) => made("li", `${row.input}: ${row.reason}`)));
@@ -39,6 +35,18 @@ export class Cases {
     get("cases-more").hidden = found.length <= MOST && found.length > 0;
     get("cases-more").textContent = found.length ? `${found.length - MOST} more: filter them.` : "No case has these words.";
     get("cases").replaceChildren(...found.slice(0, MOST).map((at) => this._item(at)));
+  }
+
+  /** Enter opens the first and leaves the filter, so that the next keys are commands again. */
+  _key(event) {
+    const filter = get("filter"), [first] = this.matching();
+    if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault();
+    if (event.key === "Enter" && first === undefined) return;
+    if (event.key === "Enter") this.on.open(first);
+    if (event.key === "Enter" || !filter.value) return this.on.leave();
+    filter.value = "";
+    this.draw();
   }
 
   _item(at) {

@@ -1,11 +1,12 @@
 // What is looked at, and what the controls do. The server's half is app.py.
 
 import * as api from "./api.js";
+import { ask } from "./ask.js";
 import { Cases } from "./cases.js";
 import { commands } from "./commands.js";
 import { Diameters } from "./diameters.js";
 import { Keys } from "./keys.js";
-import { choices, maskOf, nameOf, nameOfEdit, others, probabilityOf, reading, writeAgreement } from "./masks.js";
+import { choices, maskOf, nameOf, nameOfEdit, others, probabilityOf, reading, savedWords, writeAgreement } from "./masks.js";
 import { Edit } from "./paint.js";
 import { FIRST, SECOND, windowed } from "./pixels.js";
 import { Stage } from "./stage.js";
@@ -252,17 +253,6 @@ function restart(choice) {
   changed();
 }
 
-async function ask(title, text, yes) {
-  const dialog = get("replace-dialog");
-  get("replace-title").textContent = title;
-  get("replace-text").textContent = text;
-  dialog.querySelector(".danger").textContent = yes;
-  dialog.returnValue = "keep";
-  dialog.showModal();
-  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
-  return dialog.returnValue === "replace";
-}
-
 async function save() {
   if (!state.shown || state.shown.blind) return;
   stop();
@@ -270,7 +260,7 @@ async function save() {
   const { at, index, found, edit } = state.shown;
   const empty = !edit.mask.includes(1);
   if (empty && !(await ask("Save a label without artery?", `The mask of ${found.name} is empty.`, "Save"))) return;
-  const mask = edit.mask.slice(), done = edit.done;
+  const mask = edit.mask.slice(), done = edit.done, words = savedWords(state.shown);
   const keep = async (reason) => !(await ask("Replace the saved label?", `${reason}.`, "Replace"));
   const kept = () => say("Not saved: the label is as it was.");
   const known = found.saved && !state.data.overwrite;
@@ -288,7 +278,7 @@ async function save() {
     edit.saved = done;
     found.saved = true;
     api.forget(at, index, "label");
-    say(`Saved: ${state.data.labels}/masks/${answer.saved}.png, ${answer.artery_pixels} px of artery`);
+    say(`${words}: ${state.data.labels}/masks/${answer.saved}.png, ${answer.artery_pixels} px of artery`);
     cases.select(state.case);
     controls();
   } catch (error) {
@@ -475,7 +465,7 @@ async function start() {
   acts.resize = (step) => brush(stage.brush + step);
   acts.help = () => keys.help();
   keys = new Keys(commands(acts, () => stage.tool === "look", () => stage.tool !== "look"));
-  cases = new Cases(state.data, { open: (at) => open(at, 0) });
+  cases = new Cases(state.data, { open: (at) => open(at, 0), leave: () => get("picture").focus() });
   const { checkpoints } = state.data, two = "b" in checkpoints;
   get("checkpoints").replaceChildren(...Object.entries(checkpoints).map(([which, name]) => Object.assign(document.createElement("li"), { textContent: `${nameOf(`prediction-${which}`, two)}: ${name}` })));
   wire();

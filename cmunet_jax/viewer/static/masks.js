@@ -36,6 +36,13 @@ export function probabilityOf({ layers }, choice) {
 /** The name of the painted mask. */
 export const nameOfEdit = ({ edit, two }) => nameOf(edit.strokes.length ? "edit" : edit.from, two);
 
+/** How to say that the mask is saved: that it is a prediction, which nobody corrected, is told. */
+export function savedWords(shown) {
+  const { mask } = shown.edit, made = choices(shown).filter((c) => c.startsWith("prediction"));
+  const same = (choice) => maskOf(shown, choice).every((value, at) => value === mask[at]);
+  return made.some(same) ? "Saved as it was predicted" : "Saved";
+}
+
 /** Writes into the list how far the painted mask and another agree. */
 export function writeAgreement(list, shown, against) {
   const found = agreement(shown.edit.mask, maskOf(shown, against));
