@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cmunet_jax.config import from_dict
-from cmunet_jax.stages import hosts
+from cmunet_jax.stages import hosts, train
 from cmunet_jax.train import checkpoint, loop, processes
 from tests import processes as together
 from tfds_angio.errors import UserError
@@ -113,7 +113,7 @@ def test_a_lost_process_is_told_from_a_mistake():
 
 def test_processes_that_see_different_things_are_told(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "meet", lambda place: None)
+    monkeypatch.setattr(processes, "meet", lambda place, **_: None)
     gather = processes.multihost_utils
     monkeypatch.setattr(gather, "process_allgather", lambda x: np.stack([x, x]))
     processes.require_same({"the config": "a", "the images": "b"})
@@ -145,6 +145,57 @@ def test_a_process_that_finds_nobody_says_so_in_one_line(tmp_path):
     for one in (first, second):
         assert len(one.err.strip().splitlines()) == 1, one.err
     assert not list(tmp_path.iterdir())
+
+
+MEETING = """
+import sys
+from cmunet_jax import config
+from cmunet_jax.stages import hosts, train
+from cmunet_jax.train import processes
+address, index, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+where = dict(coordinator=address, processes=2, process=index, wait_seconds=50)
+hosts.start(config.from_dict({"distributed": "explicit", "hosts": where}))
+processes.NOTE_SECONDS, processes.GRACE_SECONDS = 0.5, 0.5
+with hosts.together():
+    processes.meet("all")
+    if index == 0:
+        sys.stdin.read()
+    print("waits", file=sys.stderr, flush=True)
+    processes.meet("some", seconds=seconds)
+"""
+
+
+@pytest.mark.parametrize("asked_to_stop", [False, True])
+def test_who_waits_for_one_that_never_comes_ends_and_says_so(asked_to_stop):
+    address, seconds = together.free_address(), 60 if asked_to_stop else 1
+    commands = [["-c", MEETING, address, str(i), str(seconds)] for i in range(2)]
+    with together.started(commands, devices=1) as (first, second):
+        said = next(line for line in second.stderr if "waits" in line or "error" in line)
+        assert said == "waits\n"
+        if asked_to_stop:
+            second.send_signal(signal.SIGTERM)
+        _, said = second.communicate(timeout=20)
+    assert "process 1 of 2: waiting for the others (some)" in said
+    if asked_to_stop:
+        assert second.returncode == loop.EXIT_PREEMPTED
+        assert "SIGTERM, and the others did not come within" in said
+    else:
+        assert second.returncode == hosts.EXIT_LOST
+        assert "error: process 1 of 2: the others did not come within 1 s (some)" in said
+
+
+def test_processes_with_other_workdirs_or_counts_are_refused_at_once(monkeypatch, tmp_path):
+    facts = []
+    monkeypatch.setattr(processes, "require_same", lambda same, **_: facts.append(same))
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for count, name in ((2, "run"), (3, "link"), (2, "other")):
+        config = options("explicit", coordinator="a:1", processes=count)
+        train._require_one_run(config, tmp_path / name)
+    one, linked, other = facts
+    assert list(one)[:2] == ["the number of processes", "--workdir"]
+    assert one["--workdir"] == linked["--workdir"] != other["--workdir"]
+    assert one["the number of processes"] != linked["the number of processes"]
+    assert one["the config"] == linked["the config"]
 
 
 # --- real runs --------------------------------------------------------------------------------
@@ -215,6 +266,23 @@ def wait_for(condition, running, workdir, *, seconds=300):
             pytest.fail("\n".join(process.communicate()[1] for process in running))
         time.sleep(0.1)
     pytest.fail(f"waited {seconds} s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_with_two_workdirs_end_with_one_line_each(tiny_dataset, tmp_path):
+    address = together.free_address()
+    commands = [
+        together.main_command(
+            *finetune(tiny_dataset, tmp_path / str(i)), *together.explicit(address, 2, i)
+        )
+        for i in range(2)
+    ]
+    with together.started(commands) as running:
+        ended = together.finish(running, timeout=120)
+    assert [one.status for one in ended] == [2, 2], ended
+    assert all("differ in --workdir" in one.err for one in ended), ended
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ import jax
 import ml_collections
 
 from cmunet_jax import config as config_lib
-from cmunet_jax.train import processes
+from cmunet_jax.train import loop, processes
 from tfds_angio.errors import UserError
 
 # EX_PROTOCOL: the processes did not meet, or one was lost. Starting all of them again resumes.
@@ -24,6 +25,7 @@ KINDS = ("off", "auto", "explicit")
 # A process that is silent for so long is taken for dead; the others end with its number.
 HEARTBEAT_SECONDS = 60
 _SHUTDOWN_SECONDS = 60
+_LINGER_SECONDS = 2.0
 # What gloo, NCCL and the coordination service say when the other end is gone.
 _LOST = re.compile(
     r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|coordination ?service|preempted|"
@@ -63,6 +65,16 @@ def start(config: ml_collections.ConfigDict) -> None:
         raise UserError(_explain(kind, error)) from error
     finally:
         watch.cancel()
+    processes.notice_sigterm()
+
+
+def announced(config: ml_collections.ConfigDict) -> int | None:
+    """How many processes this one was told that there are; None if jax finds it out itself."""
+    kind = config.get("distributed", "off")
+    if kind == "off":
+        return None
+    where = _explicit(config.hosts) if kind == "explicit" else _from_environment()
+    return where.get("num_processes")
 
 
 def _explicit(hosts: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -166,15 +178,23 @@ def together() -> Iterator[None]:
 
 def _leave(error: BaseException) -> NoReturn:
     """Says why and ends; Python's own exit would wait for the others to come to theirs."""
-    me = f"process {jax.process_index()} of {jax.process_count()}"
-    status = 1
-    if lost := _lost(error):
+    me, status = processes.me(), 1
+    ours = isinstance(error, (processes.Apart, processes.Interrupted))
+    if not ours and (lost := _lost(error)):
         line = f"{me}: another process of this run is gone, see its output ({lost})."
         print(f"error: {line} Start all of them again to resume.", file=sys.stderr)
         status = EXIT_LOST
+    elif isinstance(error, processes.Apart):
+        print(f"error: {me}: {error}", file=sys.stderr)
+        status = EXIT_LOST
+    elif isinstance(error, processes.Interrupted):
+        print(f"{me}: {error}", file=sys.stderr)
+        status = loop.EXIT_PREEMPTED
     elif isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         status = 2
+        if processes.is_first():  # Others with the same mistake would be aborted as it goes.
+            time.sleep(_LINGER_SECONDS)
     elif isinstance(error, KeyboardInterrupt):
         status = EXIT_INTERRUPTED
     else:
