@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from types import FrameType
 
 import jax
@@ -22,7 +23,6 @@ DATA_SECONDS = 3 * 3600.0
 START_SECONDS = 300.0
 NOTE_SECONDS = 60.0  # of waiting, before a line says so
 GRACE_SECONDS = 30.0  # for the others to come, after SIGTERM
-_stopped_at: list[float] = []  # when SIGTERM came
 
 
 class Apart(Exception):
@@ -57,12 +57,25 @@ def notice_sigterm() -> None:
     if pass_on is None:  # the default, which ends the process, or to be ignored
         swap(signal.SIGTERM, native)
         return
+    signal.signal(signal.SIGTERM, _Sigterm(pass_on))
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        _stopped_at.append(time.monotonic())
-        pass_on(number)
 
-    signal.signal(signal.SIGTERM, handle)
+class _Sigterm:
+    """Handles SIGTERM: notes when the first came, and passes all on."""
+
+    def __init__(self, pass_on: Callable[[int], None]):
+        self.at: float | None = None
+        self._pass_on = pass_on
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.at = self.at or time.monotonic()
+        self._pass_on(number)
+
+
+def _stopped_at() -> float | None:
+    """When SIGTERM came, if it did."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return handler.at if isinstance(handler, _Sigterm) else None
 
 
 def require_same(facts: dict[str, str], *, seconds: float = PATIENCE_SECONDS) -> None:
@@ -125,7 +138,8 @@ def meet(place: str, *, seconds: float = PATIENCE_SECONDS) -> None:
             told = True
             text = f"{me()}: waiting for the others ({place}), for {seconds:,.0f} s at most"
             print(text, file=sys.stderr, flush=True)
-        if _stopped_at and now - max(began, _stopped_at[0]) > GRACE_SECONDS and waiting.is_alive():
+        stopped = _stopped_at()
+        if stopped and now - max(began, stopped) > GRACE_SECONDS and waiting.is_alive():
             raise Interrupted(
                 f"SIGTERM, and the others did not come within {GRACE_SECONDS:.0f} s ({place}). "
                 "Start all of them again to go on from the last checkpoint."
