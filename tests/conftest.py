@@ -81,6 +81,7 @@ def start_python(*args: str, devices: int, **env: str) -> subprocess.Popen[str]:
         [sys.executable, *args],
         cwd=ROOT,
         env=environment | {"XLA_FLAGS": flags} | env,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,23 @@ def _formatted(
         module = module.to(memory_format=torch.channels_last)
         last = torch.channels_last
         tensors = [x.contiguous(memory_format=last) if x.ndim == 4 else x for x in tensors]
-    if device == "cuda":
-        torch.backends.cudnn.benchmark = variant.tuned
-        torch.set_float32_matmul_precision("high" if variant.tuned else "highest")
     return module, tensors
+
+
+@contextlib.contextmanager
+def _settings(variant: Variant, device: str) -> Iterator[None]:
+    """PyTorch's global settings, of this variant while it runs: tasks take turns."""
+    if device != "cuda":
+        yield
+        return
+    search, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = variant.tuned
+    torch.set_float32_matmul_precision("high" if variant.tuned else "highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = search
+        torch.set_float32_matmul_precision(precision)
 
 
 def _wait(device: str) -> Callable[[], None]:
@@ -118,12 +132,13 @@ def training_task(
     loss_of = torch.compile(module) if variant.compiled else module
 
     def call() -> None:
-        step.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = loss_of(*tensors)
-        loss.backward()
-        step.step()
-        module.after_step()
+        with _settings(variant, device):
+            step.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+                loss = loss_of(*tensors)
+            loss.backward()
+            step.step()
+            module.after_step()
 
     return Task(call, _wait(device))
 
@@ -137,6 +152,7 @@ def inference_task(
 
     def call() -> None:
         with (
+            _settings(variant, device),
             torch.inference_mode(),
             torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"),
         ):

@@ -18,7 +18,7 @@ from cmunet_jax import objectives
 from cmunet_jax.data import datasets, keys, preprocessing, source, views
 from cmunet_jax.evaluation import evaluator
 from cmunet_jax.objectives.base import Objective, Variables
-from cmunet_jax.stages import provenance, record, segment
+from cmunet_jax.stages import hosts, provenance, record, segment
 from cmunet_jax.train import (
     checkpoint,
     estimate,
@@ -82,9 +82,11 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     sharding.check_batch(config.batch_size, config.accumulation, mesh)
     sharding.Layout(mesh, config.sharding)
     objective.check_batch(config.batch_size, accumulation=config.accumulation)
+    _require_one_run(config, workdir)
     record.check_workdir(workdir, config)
     chosen = choose_images(config)
-    _require_one_run(config, chosen)
+    images = [chosen.dataset.name, chosen.dataset.fingerprint, *chosen.ids]
+    processes.require_same({"the images": " ".join(images)}, seconds=processes.DATA_SECONDS)
     before = record.read_facts(workdir)
     record.check_data(workdir, before, chosen.dataset)
     provenance.check_same_labels(workdir, before, config, chosen)
@@ -106,8 +108,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         keep_latest=config.checkpoint.keep,
         best_metric=config.checkpoint.best or None,
     ) as checkpointer:
-        restored = checkpointer.restore(state)
-        if restored:
+        if restored := checkpointer.restore(state):
             state = restored.state
             print(f"Continuing {workdir} at step {restored.step:,} of {steps['total']:,}.")
         if int(state.step) >= steps["total"]:
@@ -119,12 +120,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         )
 
 
-def _require_one_run(config: ml_collections.ConfigDict, chosen: Chosen) -> None:
-    """Raises a UserError unless all processes have the same config and images before them."""
+def _require_one_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises a UserError unless all processes have the same number, workdir and config."""
     own = ("hosts.", "data.dir", "data.source", "data.workers")
     shared = {k: v for k, v in config_lib.flatten(config) if not k.startswith(own)}
-    images = f"{chosen.dataset.name} {chosen.dataset.fingerprint} {chosen.ids}"
-    processes.require_same({"the config": str(shared), "the images": images})
+    facts = {"the number of processes": str(hosts.announced(config))}
+    facts |= {"--workdir": str(workdir.resolve()), "the config": str(shared)}
+    processes.require_same(facts, seconds=processes.START_SECONDS)
 
 
 def choose_images(config: ml_collections.ConfigDict, prefix: str = "") -> Chosen:

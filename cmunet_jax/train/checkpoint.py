@@ -220,7 +220,7 @@ class Checkpointer:
         wanted = leaves_by_path(abstract_state)
         damaged: dict[Path, str] = {}
         folders = store.step_folders(self.directory)
-        processes.require_same({f"the checkpoints in {self.directory}": str(sorted(folders))})
+        processes.require_same({"the checkpoints in --workdir": str(sorted(folders))})
         for folder in reversed(folders.values()):
             result = self._read(folder, wanted)
             if isinstance(result, str):

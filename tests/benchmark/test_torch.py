@@ -1,5 +1,8 @@
 """The networks in PyTorch are ours: same parameters, outputs and losses. Skips without it."""
 
+import contextlib
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +97,48 @@ def test_a_task_trains_a_copy():
         module.unet, inputs["image"], variant, device="cpu", dtype="float32"
     )
     assert forward.seconds() > 0
+
+
+def _global_settings():
+    return torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+
+
+def test_each_variant_runs_with_its_own_settings_whatever_was_made_after_it(monkeypatch):
+    """As on a GPU, without one: nothing moves, and no kernel is asked for."""
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: self)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    seen = []
+
+    class Spy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, image):
+            seen.append(_global_settings())
+            return (self.weight * image).sum()
+
+        def after_step(self):
+            seen.append(_global_settings())
+
+    before, image = _global_settings(), torch.ones(1, 1, 2, 2)
+    common = dict(device="cuda", dtype="float32")
+    released, tuned = torch_steps.VARIANTS[:2]
+    tasks = [
+        torch_steps.training_task(
+            Spy(), {"image": image}, variant, optimiser="SGD", lr=0.1, **common
+        )
+        for variant in (released, dataclasses.replace(tuned, tuned=False), released)
+    ]
+    tasks += [
+        torch_steps.inference_task(Spy(), image, variant, **common) for variant in (released, tuned)
+    ]
+    assert _global_settings() == before
+    for task in tasks:
+        task.seconds()
+        assert _global_settings() == before
+    assert seen == [(False, "highest")] * 7 + [(True, "high")]
 
 
 def test_names_that_do_not_exist_are_refused():
