@@ -1,5 +1,7 @@
 """What the objectives see: shapes, the relation of the two views, keys, refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -31,14 +33,20 @@ def batch(count=BATCH, first=0):
 
 
 def make(name, data=None, *, seed=0, step=3, train=True, preset="fixed", **changes):
-    options = {**views.default_options(name, SIDE, preset=preset), **changes}
+    made = _compiled(name, train, preset, tuple(sorted(changes.items())))
+    return made(batch() if data is None else data, jnp.int32(seed), jnp.int32(step))
+
+
+@functools.cache
+def _compiled(name, train, preset, changes):
+    """The views of these options as a function that is traced once for all tests."""
+    options = {**views.default_options(name, SIDE, preset=preset), **dict(changes)}
     config = ml_collections.ConfigDict(options)
-    data = batch() if data is None else data
     return jax.jit(
         lambda data, seed, step: views.make_views(
             (name,), data, seed=seed, step=step, config=config, train=train
         )
-    )(data, jnp.int32(seed), jnp.int32(step))
+    )
 
 
 def assert_close(one, other, rows=slice(None)):
