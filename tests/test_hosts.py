@@ -376,10 +376,12 @@ def test_two_processes_with_two_workdirs_end_with_one_line_each(tiny_dataset, tm
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_says_so_and_ends(tiny_dataset, tmp_path, victim):
     flags = finetune(tiny_dataset, tmp_path / "run", "--config.train_for=4000 steps")
+    checkpoints = tmp_path / "run" / "checkpoints"
     address = together.free_address()
     commands = [together.main_command(*flags, *together.explicit(address, 2, i)) for i in range(2)]
     with together.started(commands) as running:
-        wait_for(lambda: len(losses(tmp_path / "run")) >= 2, running, tmp_path / "run")
+        saved = lambda: [p for p in checkpoints.glob("[0-9]*") if p.name.isdigit()]  # noqa: E731
+        wait_for(saved, running, tmp_path / "run")
         running[victim].kill()
         _, said = running[1 - victim].communicate(timeout=hosts.HEARTBEAT_SECONDS + 60)
     if running[1 - victim].returncode == -signal.SIGABRT:
