@@ -66,9 +66,7 @@ def _convolve_fast(x: Array, kernel: Array) -> Array:
 
 def _shared_out(x: Array, kernel: Array) -> Array:
     """The convolution, with images side by side where it would run on one core of a CPU."""
-    if not isinstance(x.shape[0], int) or jax.device_count() > 1 or kernel.dtype.itemsize < 4:
-        return _convolve(x, kernel)
-    count = side_by_side.images(x.shape, kernel.shape)
+    count = side_by_side.images(x.shape, kernel.shape) if _own_form(x.shape, kernel) else 1
     if count == 1:
         return _convolve(x, kernel)
     wide = functools.partial(side_by_side.convolve, count=count)
@@ -80,24 +78,32 @@ def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
 
 
 def _minimal(shape: tuple[int, ...], kernel: Array) -> bool:
-    """Whether Winograd's products are worth their transforms: many channels, full precision.
-
-    Over several devices they would have to sum 16 parts of a kernel's gradient in place of 9. A
-    batch without a size is that of an exported program, whose kernels are constants: XLA would
-    transform them while it compiles, which takes it a minute.
-    """
-    if not isinstance(shape[0], int):
-        return False
+    """Whether Winograd's products are worth their transforms: even sides and many channels."""
     even = shape[1] % 2 == 0 and shape[2] % 2 == 0
-    many = min(kernel.shape[2:]) >= _MANY
-    return even and many and kernel.dtype.itemsize >= 4 and jax.device_count() == 1
+    return even and min(kernel.shape[2:]) >= _MANY and _own_form(shape, kernel)
+
+
+def _own_form(shape: tuple[int, ...], kernel: Array) -> bool:
+    """Whether a convolution may take a form of ours: one device, full precision, a known batch.
+
+    Over several devices Winograd's would have to sum 16 parts of a kernel's gradient in place of 9,
+    and images that lie side by side may be on different ones. A batch without a size is that of an
+    exported program, whose kernels are constants: XLA would transform them while it compiles, which
+    takes it a minute.
+    """
+    return isinstance(shape[0], int) and kernel.dtype.itemsize >= 4 and jax.device_count() == 1
+
+
+def _turned(kernel: Array) -> Array:
+    """The kernel under which dy is convolved to the gradient of x."""
+    return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
 def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
 
     def turn(dy: Array, kernel: Array) -> Array:
-        return _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+        return _convolve(dy, _turned(kernel))
 
     def stock(x: Array, dy: Array) -> Array:
         return jax.vjp(lambda k: _convolve(x, k), kernel)[1](dy)[0]
@@ -114,7 +120,7 @@ def _convolve_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Ar
         dkernel = stock(x, dy)
     else:
         dkernel = lax.platform_dependent(x, dy, cpu=_kernel_gradient, default=stock)
-    return _shared_out(dy, kernel[::-1, ::-1].swapaxes(2, 3)), dkernel
+    return _shared_out(dy, _turned(kernel)), dkernel
 
 
 _convolve_fast.defvjp(_convolve_forward, _convolve_backward)
