@@ -14,13 +14,14 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, devices, and the versions of XLA's competitor where installed."""
+    """Processor, cores, memory, devices, malloc's settings, the competitor's version or ''."""
     return {
         "processor": _processor(),
         "cores_usable": usable_cores(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
+        "malloc": os.environ.get("GLIBC_TUNABLES", ""),
         "virtual": "hypervisor" in _cpu_flags(),
         "torch": _torch(),
     }

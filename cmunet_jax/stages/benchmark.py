@@ -263,6 +263,7 @@ def _notes(
         f"machine: {about['cores_usable']} of {about['cores']} cores of {about['processor']}"
         f"{' (virtual)' if about['virtual'] else ''}, devices {', '.join(about['devices'])}; load "
         f"{_load(about['load_before'])} before, {_load(machine.load())} after"
+        f"{about['malloc'] and '; ' + about['malloc']}"
     )
     yield (
         f"ceilings: {ceilings.flops_per_second[config.dtype] / 1e9:,.0f} GFLOP/s in {config.dtype} "

@@ -49,7 +49,8 @@ def _check_step(rows, batch):
     assert len(rows["idle: share of the loop"]["samples"]) == 2
 
 
-def test_it_measures_inference_checkpoints_and_metrics(tiny_dataset, tmp_path, capsys):
+def test_it_measures_inference_checkpoints_and_metrics(tiny_dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     config = _config(tiny_dataset, "metrics,inference,checkpoint")
     assert benchmark.run(config, tmp_path) == 0
     stored, rows = _rows(tmp_path)
@@ -61,6 +62,7 @@ def test_it_measures_inference_checkpoints_and_metrics(tiny_dataset, tmp_path, c
     assert stored["command"].startswith("python -m cmunet_jax.main")
     printed = capsys.readouterr().out
     assert "roofline" in printed and printed.strip().endswith(benchmark.FILE)
+    assert stored["machine"]["malloc"] in printed and stored["machine"]["malloc"]
 
 
 def test_a_case_that_fails_is_a_row_and_the_rest_goes_on(tiny_dataset, tmp_path, capsys):
