@@ -24,8 +24,9 @@ from tfds_angio.errors import UserError
 # Chord and inscribed disc must agree to this share, and this many pixels more: elsewhere the
 # normal runs into another vessel.
 _AGREE, _SLACK = 1.25, 1.0
-# Kept away from a bifurcation: radii of the disc that fits there. From an end: local radii.
-_FORK, _END = 1.5, 2.0
+# Kept away from a bifurcation: radii of the disc that fits there, and px, since its place is known
+# to about one. From an end: local radii.
+_FORK, _FORK_PX, _END = 1.5, 1.0, 2.0
 _DEFAULT = Options()
 
 
@@ -228,7 +229,8 @@ def _clear_of_ends(
         if degrees[node] == 1:
             clear &= distance >= _END * local
         elif degrees[node] >= 3:
-            clear &= distance >= _FORK * radius_at(graph.nodes[node], picture.radius)
+            radius = radius_at(graph.nodes[node], picture.radius)
+            clear &= distance >= _FORK * radius + _FORK_PX
     return clear
 
 

@@ -30,10 +30,10 @@ Errors = dict[str, list[np.ndarray]]
 MAPS: dict[str, Callable[[Parts, Shape], np.ndarray] | None] = {
     "mask": None,
     "coverage": lambda parts, shape: vessels.coverage(*parts, shape=shape),
-    "1 px": lambda parts, shape: vessels.sigmoid(*parts, shape=shape, rise=1.0),
-    "2 px": lambda parts, shape: vessels.sigmoid(*parts, shape=shape, rise=2.0),
-    "4 px": lambda parts, shape: vessels.sigmoid(*parts, shape=shape, rise=4.0),
-    "half size": lambda parts, shape: vessels.sigmoid(*parts, shape=shape, rise=3.0, coarse=2),
+    "rise 1 px": lambda parts, shape: vessels.sigmoid(*parts, shape=shape, rise=1.0),
+    "rise 4 px": lambda parts, shape: vessels.sigmoid(*parts, shape=shape, rise=4.0),
+    "half, logits": lambda parts, shape: vessels.sigmoid(*parts, shape=shape, rise=3.0, coarse=2),
+    "half, coverage": lambda parts, shape: vessels.coverage(*parts, shape=shape, coarse=2),
 }
 
 

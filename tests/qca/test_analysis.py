@@ -73,11 +73,12 @@ def test_diameters_are_right_to_half_a_pixel(width, degrees, row, column, bend, 
     column=st.floats(0, 1),
     bend=st.sampled_from([0.0, 0.0, -1.0, 0.6]),
     taper=st.sampled_from([0.0, 0.0, 0.2]),
-    soft=st.sampled_from(["coverage", 1.0, 2.5, 4.0, "half size"]),
+    rise=st.sampled_from([None, 1.0, 2.5, 4.0]),
+    coarse=st.sampled_from([1, 1, 2]),
     threshold=st.sampled_from([0.5, 0.3, 0.8]),
 )
 def test_with_a_probability_diameters_are_right_to_half_a_pixel_in_every_direction(
-    width, degrees, row, column, bend, taper, soft, threshold
+    width, degrees, row, column, bend, taper, rise, coarse, threshold
 ):
     ends = vessels.taper(max(width * (1 + taper), 4), max(width * (1 - taper), 4))
     t = vessels.tube(
@@ -87,10 +88,9 @@ def test_with_a_probability_diameters_are_right_to_half_a_pixel_in_every_directi
         curvature=bend / (2 * width + 12),
         middle=(48 + row, 48 + column),
     )
-    if soft == "coverage":
-        probability, threshold = vessels.coverage(t, shape=(96, 96)), 0.5
+    if rise is None:
+        probability, threshold = vessels.coverage(t, shape=(96, 96), coarse=coarse), 0.5
     else:
-        rise, coarse = (3.0, 2) if soft == "half size" else (soft, 1)
         probability = vessels.sigmoid(
             t, shape=(96, 96), rise=rise, threshold=threshold, coarse=coarse
         )

@@ -112,17 +112,29 @@ def _depth(tubes: tuple[Tube, ...], points: Array, *, reach: float) -> Array:
     return deepest
 
 
-def coverage(*tubes: Tube, shape: tuple[int, int], fine: int = 8) -> Array:
-    """The share [H, W] of each pixel that lies inside the tubes, by `fine`² points in it."""
-    pixels = np.indices(shape).reshape(2, -1).T.astype(float)
-    depth = _depth(tubes, pixels, reach=2.0)
-    share = (depth > 0).astype(float)
-    near = np.flatnonzero(np.abs(depth) < 1)
-    parts = (np.arange(fine) + 0.5) / fine - 0.5
-    offsets = np.stack(np.meshgrid(parts, parts), -1).reshape(-1, 2)
+def coverage(*tubes: Tube, shape: tuple[int, int], coarse: int = 1) -> Array:
+    """The share [H, W] of each pixel that lies inside the tubes, by 64 points in it.
+
+    Args:
+        tubes: what covers.
+        shape: (H, W), multiples of `coarse`.
+        coarse: pixels of the squares whose shares they are; enlarged bilinearly.
+    """
+    small, pixels = _grid(shape, coarse)
+    depth = _depth(tubes, pixels, reach=2.0 * coarse)
+    share = (depth > 0).astype(np.float32)
+    near = np.flatnonzero(np.abs(depth) < coarse)
+    parts = (np.arange(8) + 0.5) / 8 - 0.5
+    offsets = coarse * np.stack(np.meshgrid(parts, parts), -1).reshape(-1, 2)
     inside = _depth(tubes, (pixels[near, None] + offsets).reshape(-1, 2), reach=2.0) > 0
     share[near] = inside.reshape(len(near), -1).mean(axis=1)
-    return share.reshape(shape).astype(np.float32)
+    return cv2.resize(share.reshape(small), shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _grid(shape: tuple[int, int], coarse: int) -> tuple[tuple[int, int], Array]:
+    """Shape of a grid of squares of `coarse` pixels, and the centres [K, 2] of the squares (px)."""
+    small = (shape[0] // coarse, shape[1] // coarse)
+    return small, np.indices(small).reshape(2, -1).T * coarse + (coarse - 1) / 2
 
 
 def sigmoid(
@@ -137,9 +149,7 @@ def sigmoid(
         threshold: in 0..1.
         coarse: pixels of a pixel of the network, whose logits are enlarged bilinearly.
     """
-    small = (shape[0] // coarse, shape[1] // coarse)
-    # Pixel centres have whole numbers on either grid.
-    pixels = np.indices(small).reshape(2, -1).T * coarse + (coarse - 1) / 2
+    small, pixels = _grid(shape, coarse)
     depth = np.maximum(_depth(tubes, pixels, reach=16.0), -16.0)
     logits = (2 * np.log(9) / rise * depth).reshape(small).astype(np.float32)
     logits = cv2.resize(logits, shape[::-1], interpolation=cv2.INTER_LINEAR)
