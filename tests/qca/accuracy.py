@@ -3,6 +3,7 @@
 python -m tests.qca.accuracy                            # tubes and trees of known diameter
 python -m tests.qca.accuracy --only trees               # one of these tables
 python -m tests.qca.accuracy --data DIR --split train   # the masks of a built data set
+python -m tests.qca.accuracy --predictions DIR          # both contours in a run of predict
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 
 from cmunet_jax import qca
+from cmunet_jax.predict import record
 from cmunet_jax.qca import centreline, graph
 from tests.qca import vessels
 from tfds_angio.angio_synthetic import projection, tree
@@ -41,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.qca.accuracy", description=__doc__)
     parser.add_argument("--data", type=pathlib.Path, help="folder of a built data set")
     parser.add_argument("--split", default="train")
+    parser.add_argument("--predictions", type=pathlib.Path, help="workdir of configs/predict.py")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=20, help="vessels of each kind and width")
     tables = (diameters, estimators, directions, stenoses, trees)
@@ -48,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.data:
         dataset(options.data, options.split, options.images)
+        return 0
+    if options.predictions:
+        predictions(options.predictions, options.images)
         return 0
     for table in tables:
         if options.only in (None, table.__name__):
@@ -327,6 +334,53 @@ def dataset(folder: pathlib.Path, split: str, images: int) -> None:
     print(f"measured share of points {np.mean(measured):.3f}")
     for key, number in sorted(reasons.items(), key=lambda x: -x[1]):
         print(f"{number:5d} segments: {key}")
+
+
+def predictions(folder: pathlib.Path, images: int) -> None:
+    """Both contours of real probabilities (threshold 0.5), beside that at four times the size."""
+    found: dict[str, list[np.ndarray]] = {"mask": [], "probability": []}
+    percent: dict[str, list[float]] = {name: [] for name in found}
+    seconds = dict.fromkeys(found, 0.0)
+    frames = [f for case in record.read(folder)["cases"] for f in case["frames"]][:images]
+    segments = 0
+    for frame in frames:
+        mask = record.read_mask(folder / frame["mask"])
+        probability = record.read_probability(folder / frame["probability"])
+        p = probability.clip(1e-6, 1 - 1e-6)
+        fine = cv2.resize(np.log(p / (1 - p)), None, fx=4, fy=4, interpolation=cv2.INTER_LINEAR) > 0
+        smooth = qca.Options(blur=2.0, bandwidth=16.0, mean=3.0)  # 0.5, 4 and 0.75 px of the frame
+        large = qca.analyse(fine, spacing=None, options=smooth).segments
+        points = np.concatenate([np.zeros((1, 2)), *(s.points for s in large)]) / 4 - 0.375
+        true = np.concatenate([[np.nan], *(s.diameter_px for s in large)]) / 4
+        for name in found:
+            start = time.process_time()
+            given = probability if name == "probability" else None
+            analysis = qca.analyse(mask, spacing=None, probability=given)
+            seconds[name] += time.process_time() - start
+            for s in analysis.segments:
+                away, nearest = cKDTree(points).query(s.points)
+                error = s.diameter_px - true[nearest]
+                error[(away > 0.5) | (true[nearest] < 4)] = np.nan
+                found[name].append(error[np.isfinite(error)])
+                percent[name].append(s.percent_diameter_stenosis or np.nan)
+        segments += len(analysis.segments)
+    print(f"\n{len(frames)} frames, {segments} segments: difference (px) from four times the size")
+    row(
+        "contour",
+        "bias",
+        "SD",
+        "95 %",
+        "max",
+        "points",
+        "beyond 0.5 px",
+        "percentages",
+        "s a frame",
+    )
+    for name, errors in found.items():
+        e = np.concatenate(errors)
+        given_ones = np.count_nonzero(np.isfinite(percent[name]))
+        cost = f"{seconds[name] / len(frames):.3f}"
+        row(name, *of([e]), len(e), np.count_nonzero(np.abs(e) > 0.5), given_ones, cost)
 
 
 def coverage(mask: np.ndarray, analysis: qca.Analysis) -> float:

@@ -113,7 +113,7 @@ def _depth(tubes: tuple[Tube, ...], points: Array, *, reach: float) -> Array:
 
 
 def coverage(*tubes: Tube, shape: tuple[int, int], coarse: int = 1) -> Array:
-    """The share [H, W] of each pixel that lies inside the tubes, by 64 points in it.
+    """The share [H, W] of each pixel that lies inside the tubes, by 144 points in it.
 
     Args:
         tubes: what covers.
@@ -124,8 +124,9 @@ def coverage(*tubes: Tube, shape: tuple[int, int], coarse: int = 1) -> Array:
     depth = _depth(tubes, pixels, reach=2.0 * coarse)
     share = (depth > 0).astype(np.float32)
     near = np.flatnonzero(np.abs(depth) < coarse)
-    parts = (np.arange(8) + 0.5) / 8 - 0.5
-    offsets = coarse * np.stack(np.meshgrid(parts, parts), -1).reshape(-1, 2)
+    # A Fibonacci lattice: no two points share a row, a column or a diagonal of the grid.
+    number = np.arange(144)
+    offsets = coarse * (np.stack([(number + 0.5) / 144, (89 * number + 0.5) / 144 % 1], 1) - 0.5)
     inside = _depth(tubes, (pixels[near, None] + offsets).reshape(-1, 2), reach=2.0) > 0
     share[near] = inside.reshape(len(near), -1).mean(axis=1)
     return cv2.resize(share.reshape(small), shape[::-1], interpolation=cv2.INTER_LINEAR)
