@@ -212,22 +212,35 @@ class _Run:
         entry["artery_pixels"] = int(np.count_nonzero(mask))
         if self.options.qca:
             try:
-                entry["qca"] = self._analyse(job.case, name, mask, picture)
+                entry["qca"] = self._analyse(job.case, name, mask, probability, picture)
             except qca.TooManySegments as error:
                 where = f"frame {frame.index}: " if job.case.frames > 1 else ""
                 job.unmeasured[frame.index] = f"{where}{error}"
         return job, entry
 
     def _analyse(
-        self, case: Case, name: str, mask: NDArray[np.bool_], picture: NDArray[np.uint8]
+        self,
+        case: Case,
+        name: str,
+        mask: NDArray[np.bool_],
+        probability: NDArray[np.float32],
+        picture: NDArray[np.uint8],
     ) -> str:
         """Writes the measurements of a mask; returns the name of their JSON.
+
+        A threshold of 0 or 1 has no contour between pixels: that of the mask is measured.
 
         Raises:
           TooManySegments: nothing was written.
         """
         spacing = (case.spacing.rows_mm, case.spacing.columns_mm) if case.spacing else None
-        analysis = qca.analyse(mask, spacing=spacing)
+        threshold = self.options.rules.threshold
+        analysis = qca.analyse(
+            mask,
+            spacing=spacing,
+            probability=probability if 0 < threshold < 1 else None,
+            threshold=threshold,
+        )
         qca.write_csv(analysis, self.staging.path(f"qca/{name}.csv"))
         with self._drawing:
             qca.draw(picture, analysis, self.staging.path(f"qca/{name}.png"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunet_jax.qca import centreline
+from cmunet_jax.qca import centreline, contour
 from cmunet_jax.qca.centreline import Curve, Field
 from cmunet_jax.qca.graph import (
     Branch,
@@ -17,15 +17,16 @@ from cmunet_jax.qca.graph import (
     inscribed_radius,
     radius_at,
 )
-from cmunet_jax.qca.result import Analysis, Floats, Options, Segment
+from cmunet_jax.qca.result import Analysis, Contour, Floats, Options, Segment
 from cmunet_jax.qca.stenosis import Stenosis, none, stenosis
 from tfds_angio.errors import UserError
 
 # Chord and inscribed disc must agree to this share, and this many pixels more: elsewhere the
 # normal runs into another vessel.
 _AGREE, _SLACK = 1.25, 1.0
-# Kept away from a bifurcation: radii of the disc that fits there. From an end: local radii.
-_FORK, _END = 1.5, 2.0
+# Kept away from a bifurcation: radii of the disc that fits there, and px, since its place is known
+# to about one. From an end: local radii.
+_FORK, _FORK_PX, _END = 1.5, 1.0, 2.0
 _DEFAULT = Options()
 
 
@@ -33,6 +34,8 @@ def analyse(
     mask: NDArray[np.bool_],
     *,
     spacing: tuple[float, float] | None,
+    probability: NDArray[np.floating] | None = None,
+    threshold: float = 0.5,
     options: Options = _DEFAULT,
 ) -> Analysis:
     """Measures every vessel of a mask; docs/qca.md has the definitions and how right they are.
@@ -40,6 +43,11 @@ def analyse(
     Args:
         mask: bool [H, W], or numbers of which none is neither 0 nor 1; not changed.
         spacing: mm between rows and between columns, or None.
+        probability: of artery, floats [H, W] in 0..1, from which the mask was made: it says where
+            within its pixels the mask's contour runs, and nothing else. None: the contour is that
+            of the mask. Where `probability > threshold` is not what the mask says (components taken
+            away, holes filled, corrections by hand) the mask counts.
+        threshold: of the probability, above 0 and below 1.
         options: see there.
 
     Returns:
@@ -47,21 +55,27 @@ def analyse(
 
     Raises:
         TooManySegments: the mask is too speckled to be measured in a bounded time.
-        UserError: the mask is no mask, or the spacing no spacing.
+        UserError: the mask is no mask, the spacing no spacing, or the probability none of the mask.
     """
     whole = _checked(mask)
     size = _checked_spacing(spacing)
+    level = None if probability is None else _checked_probability(probability, threshold, whole)
+    measured: Contour = "mask" if level is None else "probability"
     rows, columns = (np.flatnonzero(whole.any(axis=axis)) for axis in (1, 0))
     if not len(rows):
-        return Analysis(_shape(whole), spacing, np.zeros((0, 2)), (), 0)
+        return Analysis(_shape(whole), spacing, np.zeros((0, 2)), (), 0, measured)
     # Only the box around the mask is looked at; background all around closes what the image cuts.
     box = whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    margin = int(4 * options.blur) + 2
+    blur, mean = options.smoothing(measured)
+    margin = int(4 * blur) + 2
     crop = fill_faults(np.pad(box, margin))
     origin = np.array([rows[0], columns[0]], float) - margin
-    picture = _Picture(
-        centreline.soften(crop, options.blur), inscribed_radius(crop), origin, _shape(whole)
-    )
+    inside: NDArray = crop
+    if level is not None:
+        part = tuple(slice(k[0], k[-1] + 1 + 2 * margin) for k in (rows, columns))
+        inside = contour.covered(crop, np.pad(level, margin)[part], threshold)
+    field = centreline.soften(inside, blur)
+    picture = _Picture(field, inscribed_radius(crop), origin, _shape(whole), mean)
     graph = centreline_graph(crop, picture.radius, spur=options.spur)
     degrees = graph.degrees()
     longest = sorted(graph.branches, key=lambda b: -b.length)
@@ -73,17 +87,22 @@ def analyse(
         np.array(forks, float).reshape(-1, 2),
         tuple(segments),
         graph.ignored,
+        measured,
     )
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """The cropped mask in the forms that measuring needs; `shape` is that of the whole."""
+    """The cropped mask in the forms that measuring needs; `shape` is that of the whole.
+
+    `mean` is over what the diameter is averaged along the centreline (px).
+    """
 
     field: Field
     radius: NDArray[np.float32]
     origin: Floats
     shape: tuple[int, int]
+    mean: float
 
 
 def _segment(
@@ -97,11 +116,11 @@ def _segment(
     curve = _centred(branch, graph, picture, options)
     halves = _halves(curve, picture, None)
     seen = _clear_of_ends(curve, branch, graph, picture) & _agree(halves, curve, picture)
-    pixel = _diameters(halves, curve, picture, seen, None, options)
+    pixel = _diameters(halves, curve, picture, seen, None)
     uneven = size is not None and not np.isclose(size[0], size[1], rtol=1e-6)
     real = pixel if size is None else pixel * size[0]
     if uneven:  # the normal in mm is another than that in px
-        real = _diameters(_halves(curve, picture, size), curve, picture, seen, size, options)
+        real = _diameters(_halves(curve, picture, size), curve, picture, seen, size)
         known = np.isfinite(pixel) & np.isfinite(real)
         pixel, real = np.where(known, pixel, np.nan), np.where(known, real, np.nan)
     known = np.isfinite(real)
@@ -181,7 +200,6 @@ def _diameters(
     picture: _Picture,
     seen: NDArray[np.bool_],
     size: Floats | None,
-    options: Options,
 ) -> Floats:
     """Diameters [K] where `seen`, in px or in the unit of `size`; NaN at the image's border.
 
@@ -194,7 +212,7 @@ def _diameters(
     for side, sign in ((0, -1), (1, 1)):
         foot = curve.points + picture.origin + sign * halves[:, side, None] * normals / unit
         inside &= np.nan_to_num((foot > 0) & (foot < last)).all(axis=1)
-    return centreline.along_mean(np.where(inside, halves.sum(axis=1), np.nan), options.mean)
+    return centreline.along_mean(np.where(inside, halves.sum(axis=1), np.nan), picture.mean)
 
 
 def _clear_of_ends(
@@ -211,7 +229,8 @@ def _clear_of_ends(
         if degrees[node] == 1:
             clear &= distance >= _END * local
         elif degrees[node] >= 3:
-            clear &= distance >= _FORK * radius_at(graph.nodes[node], picture.radius)
+            radius = radius_at(graph.nodes[node], picture.radius)
+            clear &= distance >= _FORK * radius + _FORK_PX
     return clear
 
 
@@ -255,6 +274,24 @@ def _checked(mask: NDArray) -> NDArray[np.bool_]:
     if array.dtype.kind not in "uif" or not np.isin(array, (0, 1)).all():
         raise UserError("a mask to analyse holds other values than 0 and 1: threshold it first")
     return array.astype(bool)
+
+
+def _checked_probability(
+    probability: NDArray[np.floating], threshold: float, mask: NDArray[np.bool_]
+) -> NDArray[np.floating]:
+    array = np.asarray(probability)
+    if array.shape != mask.shape:
+        raise UserError(
+            f"a probability of shape {array.shape} is not that of a mask of shape {mask.shape}"
+        )
+    if array.dtype.kind != "f" or not ((array >= 0) & (array <= 1)).all():  # NaN is neither
+        raise UserError("a probability to analyse holds other values than floats from 0 to 1")
+    if not 0 < threshold < 1:
+        raise UserError(
+            f"the threshold of the probability is {threshold}: give one above 0 and below 1, or "
+            "the mask alone"
+        )
+    return array
 
 
 def _checked_spacing(spacing: tuple[float, float] | None) -> Floats | None:

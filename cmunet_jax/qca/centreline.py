@@ -37,10 +37,13 @@ class Curve:
     position: Floats
 
 
-def soften(mask: NDArray[np.bool_], blur: float) -> Field:
-    """The mask [H, W] in 0..1, blurred by a Gaussian of `blur` px; outside is background."""
+def soften(inside: NDArray, blur: float) -> Field:
+    """A mask, or shares of pixels, [H, W] in 0..1, blurred by a Gaussian of `blur` px.
+
+    Outside is background.
+    """
     return np.asarray(
-        cv2.GaussianBlur(mask.astype(np.float32), (0, 0), blur, borderType=cv2.BORDER_CONSTANT),
+        cv2.GaussianBlur(inside.astype(np.float32), (0, 0), blur, borderType=cv2.BORDER_CONSTANT),
         np.float32,
     )
 

@@ -37,6 +37,8 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
 
     Returns:
         format: 1.
+        contour: "probability" where the contour of the mask was measured between its pixels, as the
+            probability says, or "mask" where that of its pixels was.
         spacing_mm: [rows, columns] or null; without it all that ends in _mm is null.
         length_px, length_mm: sum over the segments, each from bifurcation to bifurcation or end.
         bifurcations: [[row, column], …] px.
@@ -51,6 +53,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     spaced = analysis.spacing_mm is not None
     return {
         "format": FORMAT,
+        "contour": analysis.contour,
         "spacing_mm": list(analysis.spacing_mm) if analysis.spacing_mm else None,
         "length_px": round(sum(s["length_px"] for s in segments), _DIGITS),
         "length_mm": round(sum(s["length_mm"] for s in segments), _DIGITS) if spaced else None,

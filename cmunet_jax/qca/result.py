@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,10 @@ from numpy.typing import NDArray
 from tfds_angio.errors import UserError
 
 Floats = NDArray[np.float64]
+Contour = Literal["mask", "probability"]
+# Blur and mean. A contour between pixels has few steps to take off, and a short stenosis is
+# measured the better the less is averaged (docs/qca.md).
+_SMOOTHING: dict[Contour, tuple[float, float]] = {"mask": (1.0, 1.5), "probability": (0.7, 0.75)}
 
 
 @dataclass(frozen=True)
@@ -17,9 +22,11 @@ class Options:
     """What can be chosen; lengths in px of the mask.
 
     Attributes:
-        blur: deviation of the Gaussian that takes the steps off the mask, > 0.
+        blur: deviation of the Gaussian that takes the steps off the mask, > 0; None: 1, and 0.7
+            where a probability says where the contour runs between them.
         bandwidth: over which the centreline is smoothed, > 0.
-        mean: deviation of the Gaussian mean of the diameter along the centreline, ≥ 0.
+        mean: deviation of the Gaussian mean of the diameter along the centreline, ≥ 0; None: 1.5,
+            and 0.75 with a probability.
         spur: branches shorter than this many radii of the vessel that they leave are taken off.
         least_diameter: of the reference, under which no stenosis is given: half a pixel, the error
             of a diameter, would be more than an eighth of it.
@@ -27,19 +34,26 @@ class Options:
             stenosis is given: one to be narrowed and one on either side.
     """
 
-    blur: float = 1.0
+    blur: float | None = None
     bandwidth: float = 4.0
-    mean: float = 1.5
+    mean: float | None = None
     spur: float = 2.0
     least_diameter: float = 4.0
     least_length: float = 3.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            if value is None and name in ("blur", "mean"):
+                continue
             least = name in ("mean", "spur", "least_diameter", "least_length")
             if not (np.isfinite(value) and (value >= 0 if least else value > 0)):
                 bound = "0 or more" if least else "above 0"
                 raise UserError(f"qca option {name} is {value}: give a number {bound}")
+
+    def smoothing(self, contour: Contour) -> tuple[float, float]:
+        """`blur` and `mean` for a contour."""
+        blur, mean = _SMOOTHING[contour]
+        return blur if self.blur is None else self.blur, mean if self.mean is None else self.mean
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class Analysis:
         bifurcations: [N, 2] (row, column) px.
         segments: of all components, the longest first.
         ignored: components too short for their width to be a vessel.
+        contour: what says where the contour runs within the pixels of the mask's border.
     """
 
     shape: tuple[int, int]
@@ -94,3 +109,4 @@ class Analysis:
     bifurcations: Floats
     segments: tuple[Segment, ...]
     ignored: int
+    contour: Contour = "mask"

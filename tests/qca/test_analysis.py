@@ -65,6 +65,43 @@ def test_diameters_are_right_to_half_a_pixel(width, degrees, row, column, bend, 
         assert np.quantile(np.abs(free), 0.95) < 0.5 and abs(free.mean()) < 0.3
 
 
+@settings(max_examples=24, deadline=None)
+@given(
+    width=st.floats(4, 16),
+    degrees=st.one_of(st.sampled_from([0, 45, 90, 135]), st.floats(0, 180)),
+    row=st.floats(0, 1),
+    column=st.floats(0, 1),
+    bend=st.sampled_from([0.0, 0.0, -1.0, 0.6]),
+    taper=st.sampled_from([0.0, 0.0, 0.2]),
+    rise=st.sampled_from([None, 1.0, 2.5, 4.0]),
+    coarse=st.sampled_from([1, 1, 2]),
+    threshold=st.sampled_from([0.5, 0.3, 0.8]),
+)
+def test_with_a_probability_diameters_are_right_to_half_a_pixel_in_every_direction(
+    width, degrees, row, column, bend, taper, rise, coarse, threshold
+):
+    ends = vessels.taper(max(width * (1 + taper), 4), max(width * (1 - taper), 4))
+    t = vessels.tube(
+        angle=np.deg2rad(degrees),
+        length=70,
+        diameter=ends,
+        curvature=bend / (2 * width + 12),
+        middle=(48 + row, 48 + column),
+    )
+    if rise is None:
+        probability, threshold = vessels.coverage(t, shape=(96, 96), coarse=coarse), 0.5
+    else:
+        probability = vessels.sigmoid(
+            t, shape=(96, 96), rise=rise, threshold=threshold, coarse=coarse
+        )
+    mask = probability > threshold
+    (segment,) = qca.analyse(
+        mask, spacing=None, probability=probability, threshold=threshold
+    ).segments
+    error = errors(segment, t)
+    assert len(error) > 10 and np.abs(error).max() < 0.5
+
+
 @pytest.mark.parametrize("rows", [4, 5, 9, 16])
 def test_along_the_grid_the_diameter_is_the_number_of_rows(rows):
     mask = np.zeros((60, 140), bool)
@@ -243,6 +280,27 @@ def test_masks_without_a_vessel(shape, value):
 def test_bad_input_is_named(mask, spacing, message):
     with pytest.raises(UserError, match=message):
         qca.analyse(mask, spacing=spacing)
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold", "message"),
+    [
+        (np.zeros((9, 8)), 0.5, r"\(9, 8\).*\(9, 9\)"),
+        (np.full((9, 9), np.nan), 0.5, "other values than floats from 0 to 1"),
+        (np.full((9, 9), 1.5), 0.5, "from 0 to 1"),
+        (np.full((9, 9), -0.1), 0.5, "from 0 to 1"),
+        (np.zeros((9, 9), np.uint16), 0.5, "from 0 to 1"),
+        (np.zeros((9, 9)), 0.0, "threshold.*0.0.*above 0 and below 1"),
+        (np.zeros((9, 9)), 1.0, "above 0 and below 1"),
+        (np.zeros((9, 9)), np.nan, "above 0 and below 1"),
+    ],
+)
+def test_a_bad_probability_is_named(probability, threshold, message):
+    with pytest.raises(UserError, match=message) as error:
+        qca.analyse(
+            np.zeros((9, 9), bool), spacing=None, probability=probability, threshold=threshold
+        )
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("bad", [{"blur": 0.0}, {"mean": -1.0}, {"bandwidth": np.nan}])
