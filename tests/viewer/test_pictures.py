@@ -123,10 +123,14 @@ def test_a_dicom_is_found_by_its_content_and_called_by_its_digest(
     called = dicom_run(folder / "Mustermann.png", 1)
     withheld = dicom_run(folder / "Erika.dcm", 4, elements={"BurnedInAnnotation": "YES"})
     (folder / "IM000002").write_bytes(b"cut while it was copied")
-    hashed, digest = [], hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib, "file_digest", lambda file, how: hashed.append(how) or digest(file, how)
-    )
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def counting(file: Any, how: str) -> Any:
+        hashed.append(how)
+        return digest(file, how)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
     source = folder
     if listed:
         source = folder / "list.txt"
