@@ -6,11 +6,11 @@
     python -m cmunet_jax.main --config configs/select.py --config.checkpoint=runs/pretrain \
         --config.input=/path/to/images --config.pattern='^(?P<patient>[^_]+)_'
 
-The pool is a built data set (by default that of the checkpoint) or a folder of image files; the
-encoder that of any checkpoint, with its own preprocessing. Writes selection.csv (the list that the
-viewer opens: --config.images), selection.json (provenance), contact_sheet.png, map.png and, of a
-data set, the chosen images. A minute for a thousand images on two cores with size=small. Whether it
-beats a random draw: docs/select.md.
+The pool is a built data set (by default that of the checkpoint) or a folder of images and DICOMs;
+the encoder that of any checkpoint, with its own preprocessing. Writes selection.csv (the list that
+the viewer opens: --config.images), selection.json (provenance), contact_sheet.png, map.png and, of
+a data set or of DICOMs, the chosen images. A minute for a thousand images on two cores with
+size=small. Whether it beats a random draw: docs/select.md.
 """
 
 import ml_collections
@@ -29,7 +29,7 @@ def get_config(arg=None):
     config.data = common.data(arg.data, "paper")
     config.data.dir = config.data.splits = ""  # like the name, those of the training
     config.split = "train+unlabelled"  # images of train have masks, and so count as labelled
-    config.input = ""  # a folder of image files, instead of a data set
+    config.input = ""  # a folder of images and DICOM runs, instead of a data set
     # Whose an image of the folder is: a regular expression on its name, and a CSV before it.
     config.pattern = r"^(?P<centre>[^-_]+)-(?P<patient>[^_]+)_(?P<view>.+)$"
     config.manifest = ""

@@ -39,8 +39,14 @@ ARROW: dict[str, tuple[str, ...]] = {
         *(f"cmunet_jax.{part}" for part in ("imaging", "qca", "evaluation", "data")),
         "tfds_angio",
     ),
-    "cmunet_jax.viewer": ("cmunet_jax.predict", "cmunet_jax.qca", "tfds_angio"),
-    "cmunet_jax.selection": ("cmunet_jax.data", "cmunet_jax.evaluation", "tfds_angio"),
+    "cmunet_jax.viewer": (
+        *(f"cmunet_jax.{part}" for part in ("predict", "qca", "imaging")),
+        "tfds_angio",
+    ),
+    "cmunet_jax.selection": (
+        *(f"cmunet_jax.{part}" for part in ("imaging", "data", "evaluation")),
+        "tfds_angio",
+    ),
     "cmunet_jax.qca": (),
     "cmunet_jax.imaging": ("cmunet_jax.data", "tfds_angio"),
     "cmunet_jax.evaluation": ("cmunet_jax.data", "cmunet_jax.models", "tfds_angio"),

@@ -11,11 +11,12 @@ import gzip
 import hashlib
 import logging
 import math
+import os
 import pathlib
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,11 +87,12 @@ def _begins_with_element(start: bytes) -> bool:
     return (group in (2, 8) and (explicit or small)) or (group in (0x200, 0x800) and explicit)
 
 
-def open_dicom(path: pathlib.Path) -> Case:
+def open_dicom(path: pathlib.Path, *, opener: Callable[[], int] | None = None) -> Case:
     """Opens a DICOM file of X-ray frames; no frame is decoded until it is read.
 
     Args:
       path: a file, gzipped or not, with or without preamble.
+      opener: as of `Unpacked`.
 
     Returns:
       The case. Its `id` is made from the digest of the file.
@@ -100,8 +102,8 @@ def open_dicom(path: pathlib.Path) -> Case:
         rows, columns, frames and bits, and the registered name of its kind.
     """
     silence()
-    source = Unpacked(path)
-    with reasons(), open(path, "rb") as file:
+    source = Unpacked(path, opener)
+    with reasons(), os.fdopen(source.descriptor(), "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with source.open() as (window, meta):
         header, syntax = _read_header(window, meta)

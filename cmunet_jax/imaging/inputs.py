@@ -13,7 +13,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -155,30 +155,53 @@ def _add_folder(folder: Path, found: Found, seen: set[str], anonymous: str) -> N
     def unreadable(error: OSError) -> None:
         found.refused.append(Refused(str(error.filename), anonymous, f"{error.strerror}"))
 
-    for parent, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(parent, name)
-            real = os.path.realpath(path)
-            if name.startswith(".") or name.lower() in _SYSTEM or real in seen:
-                continue
+    for path in files_of(folder, onerror=unreadable):
+        if (real := os.path.realpath(path)) not in seen:
             seen.add(real)
             _add(path, found, listed=False)
     if len(found.inputs) + len(found.refused) == before:
         found.refused.append(Refused(str(folder), anonymous, "a folder without images"))
 
 
+def files_of(folder: Path, *, onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """All files below a folder but hidden ones and a system's own; links to folders stay shut.
+
+    Args:
+      folder: to look through.
+      onerror: is told of a folder that cannot be listed.
+    """
+    for parent, folders, names in os.walk(folder, onerror=onerror):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower() not in _SYSTEM:
+                yield Path(parent, name)
+
+
 def _add(path: Path, found: Found, *, listed: bool) -> None:
-    suffix = path.suffix.lower()
-    if dicom.is_dicom(path):  # first: called as an image, its name would get into the results
-        found.inputs.append(Input(path, "dicom", ""))
-    elif suffix in images.SUFFIXES:
-        kind = "array" if suffix == ".npy" else "image"
-        found.inputs.append(Input(path, kind, clean_name(path.stem)))
-    elif reason := _why_refused(path, suffix, listed=listed):
-        found.refused.append(Refused(str(path), _digest_name(path, "file"), reason))
+    one = recognise(path, listed=listed)
+    if isinstance(one, Input):
+        found.inputs.append(one)
+    elif one is not None:
+        found.refused.append(one)
     else:
         found.ignored.append(path)
+
+
+def recognise(path: Path, *, listed: bool) -> Input | Refused | None:
+    """What a file is, by its first bytes and its name; None for one that is no picture.
+
+    Args:
+      path: of the file.
+      listed: whether the user named it, and not only a folder that holds it.
+    """
+    suffix = path.suffix.lower()
+    if dicom.is_dicom(path):  # first: called as an image, its name would get into the results
+        return Input(path, "dicom", "")
+    if suffix in images.SUFFIXES:
+        return Input(path, "array" if suffix == ".npy" else "image", clean_name(path.stem))
+    if reason := _why_refused(path, suffix, listed=listed):
+        return Refused(str(path), _digest_name(path, "file"), reason)
+    return None
 
 
 def _why_refused(path: Path, suffix: str, *, listed: bool) -> str | None:
@@ -238,15 +261,19 @@ def numbered(refused: Sequence[Refused]) -> list[Refused]:
     return named
 
 
-def open_case(item: Input) -> Case:
+def open_case(item: Input, *, opener: Callable[[], int] | None = None) -> Case:
     """Opens an input. Two of the same name are told apart by their content, not by their order.
+
+    Args:
+      item: that was found.
+      opener: as of `unpacked.Unpacked`, for a DICOM.
 
     Raises:
       UnreadableCase: with the reason.
     """
     with _reasons():
         if item.kind == "dicom":
-            return dicom.open_dicom(item.path)
+            return dicom.open_dicom(item.path, opener=opener)
         case = files.open_file(item.path, kind=item.kind, name=item.name)
     return replace(case, id=f"{item.name}-{case.sha256[:8]}") if item.shared else case
 

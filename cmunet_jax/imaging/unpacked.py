@@ -14,7 +14,7 @@ import stat
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -102,14 +102,38 @@ def read_meta(window: Window) -> Dataset:
 class Unpacked:
     """A DICOM on disk, of which `open` gives the bytes from the data set on.
 
-    Attributes:
+    Args:
       path: of the file.
+      opener: opens it for reading, and returns the descriptor; the path is opened by default.
+
+    Raises:
+      UnreadableCase: there is none, or it is no file.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, opener: Callable[[], int] | None = None) -> None:
         self.path = path
+        self._opener = opener
         self._stamp = _stamp(path)
         self._copy: _Content | None = None
+
+    def descriptor(self) -> int:
+        """The packed file, opened for reading.
+
+        Raises:
+          UnreadableCase: it cannot be opened, or is no longer what it was.
+        """
+        with reasons():
+            number = self._opener() if self._opener else os.open(self.path, os.O_RDONLY)
+            try:
+                self._same(number)
+            except UnreadableCase:
+                os.close(number)
+                raise
+        return number
+
+    def _same(self, file: pathlib.Path | int) -> None:
+        if _stamp(file) != self._stamp:
+            raise UnreadableCase("the file changed while it was being used")
 
     @contextlib.contextmanager
     def open(self) -> Iterator[tuple[Window, Dataset]]:
@@ -121,8 +145,7 @@ class Unpacked:
           UnreadableCase: the file cannot be read or unpacked, or is no longer what it was.
         """
         with reasons():
-            if _stamp(self.path) != self._stamp:
-                raise UnreadableCase("the file changed while it was being used")
+            self._same(self.path)
             content = self._copy or self._unpack()
             window = Window(content.file)
             window.seek(content.start)
@@ -133,10 +156,13 @@ class Unpacked:
         self._copy = None
 
     def _unpack(self) -> _Content:
-        file = File(os.open(self.path, os.O_RDONLY))
+        file = File(self.descriptor())
         zipped = Window(file).read(2) == GZIP
         if zipped:
-            with open(self.path, "rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+            with (
+                os.fdopen(self.descriptor(), "rb") as packed,
+                gzip.GzipFile(fileobj=packed) as stream,
+            ):
                 file = _copy(stream, self._stamp[1])
         window = Window(file)
         if not window.size:
@@ -190,9 +216,9 @@ def _copy(stream: gzip.GzipFile | _Inflated, packed_size: int) -> File:
         return File(os.dup(target.fileno()))
 
 
-def _stamp(path: pathlib.Path) -> tuple[int, int, int]:
+def _stamp(file: pathlib.Path | int) -> tuple[int, int, int]:
     with reasons():
-        found = path.stat()
+        found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for whoever writes into it
         raise UnreadableCase("it is not a file")
     return found.st_ino, found.st_size, found.st_mtime_ns

@@ -73,7 +73,7 @@ def embed(
         except (Unreadable, UserError) as error:
             return str(error)
 
-    rows, kept, digests, failed = [], [], [], []
+    rows, kept, digests, failed = [], [], [], list(pool.failed)
     count = len(pool.items)
     spans = [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
     with ThreadPoolExecutor(workers or default_workers()) as threads:

@@ -85,7 +85,9 @@ def _pool(config: ml_collections.ConfigDict, encoder: encode.Restored) -> pools.
 
 
 def _tell(pool: pools.Pool) -> None:
-    """What is irregular about the files; images of unknown patients in one line."""
+    """Which DICOM is which, what is irregular about files; images of unknown patients in a line."""
+    for path, name in pool.names:
+        print(f"{path} -> {name}")
     unknown = [p for p in pool.problems if p.problem == "no patient id"]
     others = [p for p in pool.problems if p.problem != "no patient id"]
     for problem in others[:_PRINTED]:
@@ -123,9 +125,16 @@ def _facts(
             # Of ids and file contents, for a folder, which has no fingerprint of its own.
             "sha256": hashlib.sha256(listed.encode()).hexdigest(),
         },
-        "config": config_lib.to_dict(config),
+        "config": _public(config, embedded.pool),
         "versions": record.versions(),
     }
+
+
+def _public(config: ml_collections.ConfigDict, pool: pools.Pool) -> dict[str, Any]:
+    """The config; with DICOMs without the paths of the pool, which may be names of patients."""
+    values = config_lib.to_dict(config)
+    private = ("input", "manifest") if pool.about.get("folder") == "" else ()
+    return {key: "" if key in private else value for key, value in values.items()}
 
 
 def _distance(

@@ -29,6 +29,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     folder = pathlib.Path(os.path.realpath(config.labels))
     labels.prepare(folder)
     served = app.Served(shown, folder, bool(config.overwrite))
+    for line in shown.told:
+        print(line)
     print(f"{_counted(shown)}; corrected masks go to {config.labels}", flush=True)
     server.serve(served, port=config.port, open_browser=config.open_browser)
     return 0

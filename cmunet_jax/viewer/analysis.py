@@ -30,6 +30,18 @@ def parse(data: bytes) -> dict[str, Any]:
     """
     try:
         content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _no_analysis(error) from None
+    return reduced(content)
+
+
+def reduced(content: Any) -> dict[str, Any]:
+    """The same of content that is parsed already.
+
+    Raises:
+      Unreadable: as `parse`.
+    """
+    try:
         if content["format"] != 1:
             raise Unreadable(
                 f"a diameter analysis of format {content['format']!r}; 1 is understood"
@@ -46,15 +58,12 @@ def parse(data: bytes) -> dict[str, Any]:
             "bifurcations": [_point(p) for p in content["bifurcations"][:_MAX_POINTS]],
             "segments": [_segment(segment, spacing) for segment in segments if segment["points"]],
         }
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise Unreadable(f"no diameter analysis ({type(error).__name__}: {error})"[:200]) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise _no_analysis(error) from None
+
+
+def _no_analysis(error: Exception) -> Unreadable:
+    return Unreadable(f"no diameter analysis ({type(error).__name__}: {error})"[:200])
 
 
 def _number(value: Any) -> float:

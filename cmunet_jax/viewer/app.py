@@ -11,7 +11,7 @@ import importlib.resources
 import pathlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from cmunet_jax.viewer import catalogue as catalogue_lib
 from cmunet_jax.viewer import labels
 from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame
 from cmunet_jax.viewer.confined import Unreadable
+from cmunet_jax.viewer.measured import Measured
 
 _TYPES = {
     ".html": "text/html",
@@ -42,11 +43,15 @@ STARTS = ("prediction-a", "prediction-b", "label", "empty")
 
 @dataclass(frozen=True)
 class Served:
-    """What one server has: the catalogue, where labels go, whether they may be replaced."""
+    """What one server has: the catalogue, where labels go, whether they may be replaced.
+
+    `measured` are the analyses of saved labels.
+    """
 
     catalogue: Catalogue
     labels: pathlib.Path
     overwrite: bool
+    measured: Measured = field(default_factory=Measured)
 
 
 def create(served: Served) -> Starlette:
@@ -143,11 +148,17 @@ def _layer(served: Served, at: Mapping[str, Any]) -> Response:
 
 
 def _qca(served: Served, at: Mapping[str, Any]) -> Response:
-    _, frame = _found(served, at)
-    if at["which"] not in frame.qca:
+    case, frame = _found(served, at)
+    which = at["which"]
+    label = which == "label" and "frame" in frame.layers
+    if not label and which not in frame.qca:
         return _refused("there is no analysis of diameters", 404)
     try:
-        return JSONResponse(frame.qca[at["which"]]())
+        if label:
+            return JSONResponse(
+                served.measured.of(_pixels(served, frame, "label"), case.spacing_mm)
+            )
+        return JSONResponse(frame.qca[which]())
     except Unreadable as error:
         return _refused(error, 422)
 

@@ -49,6 +49,7 @@ class Case:
       source_frames: how many the source has.
       notes: what predict said of it.
       problem: why it is not shown whole, or ''.
+      spacing_mm: between rows and between columns, as predict used it; None where it is not known.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Case:
     source_frames: int
     notes: tuple[str, ...] = ()
     problem: str = ""
+    spacing_mm: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,14 @@ class Catalogue:
       checkpoints: of each compared run, 'a' and 'b' -> (name, digests).
       failed: inputs that predict could not read -> reason.
       notes: about the whole.
+      told: lines for the screen, and only for it: which file is which case.
     """
 
     cases: tuple[Case, ...]
     checkpoints: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     failed: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
 
 def sendable(text: str) -> str:

@@ -1,7 +1,9 @@
 """Writes the masks that the user paints, where `tfds_angio.angio_folder` reads labels.
 
 FOLDER/imgs/NAME.png is the frame, FOLDER/masks/NAME.png the mask of 0 and 255, and
-FOLDER/provenance.jsonl says of each mask what it was made from. Nothing else is ever written.
+FOLDER/provenance.jsonl says of each mask what it was made from. Nothing else is ever written: the
+folders are opened once a save, and what is written goes into those (`confined.Folder`), even where
+a link has taken the place of one meanwhile.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from cmunet_jax.viewer import confined, layers
 from cmunet_jax.viewer.catalogue import NAME
+from cmunet_jax.viewer.confined import Folder
 from tfds_angio import images
 from tfds_angio.errors import UserError
 
@@ -41,14 +44,18 @@ def prepare(folder: pathlib.Path) -> None:
       UserError: if they cannot, or lead elsewhere.
     """
     try:
-        for part in (IMAGES, MASKS):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        if link := _link(folder):
-            raise UserError(f"config.labels: {link} is a link; labels need a folder.")
-        for part in (IMAGES, MASKS):
-            probe = folder / part / f".{secrets.token_hex(8)}"
-            os.close(_create(probe))
-            probe.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        with confined.folder(folder) as home:
+            for part in (IMAGES, MASKS):
+                home.mkdir(part)
+                with home.folder(part) as place:
+                    probe = f".{secrets.token_hex(8)}"
+                    os.close(place.create(probe))
+                    place.unlink(probe)
+    except confined.Linked as link:
+        raise UserError(
+            f"config.labels: {link.filename} is a link; labels need a folder."
+        ) from None
     except OSError as error:
         raise UserError(
             f"config.labels={folder} cannot be written ({error.strerror}). "
@@ -56,25 +63,13 @@ def prepare(folder: pathlib.Path) -> None:
         ) from None
 
 
-def _link(folder: pathlib.Path) -> pathlib.Path | None:
-    """Which of the folders is a link, through which files would be written elsewhere."""
-    places = (folder, folder / IMAGES, folder / MASKS)
-    return next((place for place in places if place.is_symlink()), None)
-
-
-def _create(path: pathlib.Path) -> int:
-    """A new file to write; what has its name already is neither opened nor followed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
-
-
-def _others(folder: pathlib.Path, name: str) -> list[str]:
+def _others(places: Mapping[str, Folder], name: str) -> list[str]:
     """Files of the same label in another format, of which a reader would take only one."""
     return [
         f"{part}/{name}{suffix}"
-        for part in (IMAGES, MASKS)
+        for part, place in places.items()
         for suffix in images.SUFFIXES
-        if suffix != ".png" and (folder / part / f"{name}{suffix}").exists()
+        if suffix != ".png" and place.holds(f"{name}{suffix}")
     ]
 
 
@@ -125,63 +120,71 @@ def save(
         raise Refused("the mask does not fit its frame")
     if mask.all():
         raise Refused("a mask without background is no label")
-    # Asked anew: a folder may have been exchanged for a link since `prepare`.
-    if link := _link(folder):
-        raise Refused(f"{link.name} has become a link; put the folder back in its place")
-    if others := _others(folder, name):
-        raise Refused(f"{others[0]} is there already, in another format; move it away first")
-    image, drawn = (folder / part / f"{name}.png" for part in (IMAGES, MASKS))
-    if not overwrite:
-        if drawn.exists() or drawn.is_symlink():
-            raise Exists(f"there is a label {name} already")
-        if image.exists() and not _same(image, frame):
-            raise Exists(f"imgs/{name}.png is there already and is another image")
-    content = layers.png(mask * np.uint8(255))
-    # The mask comes last: there is never one without its image.
-    _write(image, layers.png(frame), replace=True)
-    _write(drawn, content, replace=overwrite)
-    _log(folder, {"name": name, "mask_sha256": hashlib.sha256(content).hexdigest(), **facts})
+    with contextlib.ExitStack() as stack:
+        try:
+            # Asked anew: a folder may have been exchanged for a link since `prepare`.
+            home = stack.enter_context(confined.folder(folder))
+            places = {part: stack.enter_context(home.folder(part)) for part in (IMAGES, MASKS)}
+        except confined.Linked as link:
+            name = pathlib.Path(link.filename).name
+            what = f"{name} has become a link; put the folder back in its place"
+            raise Refused(what) from None
+        except OSError as error:
+            raise Refused(f"the folder of labels cannot be opened: {error.strerror}") from None
+        if others := _others(places, name):
+            raise Refused(f"{others[0]} is there already, in another format; move it away first")
+        file = f"{name}.png"
+        if not overwrite:
+            if places[MASKS].holds(file, links=True):
+                raise Exists(f"there is a label {name} already")
+            if places[IMAGES].holds(file) and not _same(folder, name, frame):
+                raise Exists(f"imgs/{file} is there already and is another image")
+        content = layers.png(mask * np.uint8(255))
+        # The mask comes last: there is never one without its image.
+        _write(places[IMAGES], file, layers.png(frame), replace=True)
+        _write(places[MASKS], file, content, replace=overwrite)
+        digest = hashlib.sha256(content).hexdigest()
+        _log(home, {"name": name, "mask_sha256": digest, **facts})
 
 
-def _same(path: pathlib.Path, frame: NDArray[np.uint8]) -> bool:
+def _same(folder: pathlib.Path, name: str, frame: NDArray[np.uint8]) -> bool:
     try:
-        data = confined.read(path.parent, path.name, limit=layers.MAX_BYTES)
+        data = confined.read(folder, f"{IMAGES}/{name}.png", limit=layers.MAX_BYTES)
         return bool(np.array_equal(layers.frame(data, frame.shape), frame))
     except confined.Unreadable:
         return False
 
 
-def _write(path: pathlib.Path, content: bytes, *, replace: bool) -> None:
+def _write(place: Folder, name: str, content: bytes, *, replace: bool) -> None:
     """Whole or not at all; without `replace` the system itself refuses to take another's place."""
     # Two savers are threads of one process: the name is no other's, so none removes another's.
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
+    temporary = f".{name[:100]}.{secrets.token_hex(8)}"
+    shown = f"{place.path.name}/{name}"
     try:
-        handle = _create(temporary)
+        handle = place.create(temporary)
     except OSError as error:
-        raise Refused(f"{path.parent.name}/{path.name}: {error.strerror}") from None
+        raise Refused(f"{shown}: {error.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         if replace:
-            os.replace(temporary, path)
+            place.replace(name, by=temporary)
         else:
-            os.link(temporary, path)
+            place.link(name, to=temporary)
     except FileExistsError:
-        raise Exists(f"there is a label {path.stem} already") from None
+        raise Exists(f"there is a label {name.removesuffix('.png')} already") from None
     except OSError as error:
-        raise Refused(f"{path.parent.name}/{path.name}: {error.strerror}") from None
+        raise Refused(f"{shown}: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            place.unlink(temporary)
 
 
-def _log(folder: pathlib.Path, row: Mapping[str, Any]) -> None:
-    path = folder / LOG
+def _log(home: Folder, row: Mapping[str, Any]) -> None:
     line = json.dumps(row, sort_keys=True) + "\n"
     try:
         # A link could lead out of the folder; one write of a line is not torn by another.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        handle = os.open(path, flags, 0o666)
+        handle = home.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             os.write(handle, line.encode())
         finally:

@@ -1,4 +1,8 @@
-"""A list or a folder of images that nobody has segmented yet, to be annotated from scratch."""
+"""A list or a folder of images that nobody has segmented yet, to be annotated from scratch.
+
+What is an image, and what is a DICOM whatever its name, `imaging.inputs` says, as for predict; so
+are the frames of a DICOM called by its digest, and withheld where they may name the patient.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from cmunet_jax.viewer import confined, layers
+from cmunet_jax.imaging import case as imaging
+from cmunet_jax.imaging import inputs
+from cmunet_jax.imaging.case import UnreadableCase
+from cmunet_jax.imaging.dicom import SUFFIXES
+from cmunet_jax.viewer import catalogue, confined, layers
 from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame
 from cmunet_jax.viewer.confined import Unreadable
 from tfds_angio import images
@@ -26,7 +34,7 @@ _PERCENTILE = 0.1  # as angio_folder maps wide pixels to 8 bits, which the label
 
 
 def of_images(source: pathlib.Path) -> Catalogue:
-    """The catalogue of a folder of images, or of a list with a column `path`.
+    """The catalogue of a folder of images and DICOM runs, or of a list with a column `path`.
 
     Relative paths of a list are taken from its folder, or else from where the command runs. A list
     may name any file; of a folder no link is followed out of it.
@@ -37,21 +45,41 @@ def of_images(source: pathlib.Path) -> Catalogue:
     home = None
     if source.is_dir():
         home = source.resolve()
-        paths = [
-            path
-            for path in sorted(source.rglob("*"))
-            if path.suffix.lower() in images.SUFFIXES and not path.name.startswith(".")
-        ]
-        if not paths:
-            kinds = ", ".join(images.SUFFIXES)
-            raise UserError(f"config.images={source} holds no image ({kinds}).")
+        found = [_look(path, home) for path in sorted(inputs.files_of(source))]
     else:
-        paths = _listed(source)
-    paths = paths[:_MAX_IMAGES]
-    names = _names(paths)
-    return Catalogue(
-        tuple(_case(path, name, home) for path, name in zip(paths, names, strict=True))
-    )
+        found = [_look(path, None) for path in _listed(source)]
+    kept = [one for one in found if one is not None][:_MAX_IMAGES]
+    if not kept:
+        kinds = ", ".join(images.SUFFIXES)
+        raise UserError(f"config.images={source} holds no image ({kinds}) and no DICOM.")
+    named = [one for one in kept if isinstance(one, inputs.Input) and one.kind != "dicom"]
+    names = dict(zip(named, _names([one.path for one in named]), strict=True))
+    taken = {name.casefold() for name in names.values()}
+    cases, told = [], []
+    for one in kept:
+        if isinstance(one, inputs.Refused):
+            case = Case(one.input, "", 0, 0, (), 0, problem=one.reason)
+        elif one.kind == "dicom":
+            case = _run(one, home, taken)
+        else:
+            case = _image(one.path, names[one], home)
+        if one not in names:
+            told.append(catalogue.sendable(f"{one.path} -> {case.id}"))
+        cases.append(case)
+    return Catalogue(tuple(cases), told=tuple(told))
+
+
+def _look(path: pathlib.Path, home: pathlib.Path | None) -> inputs.Input | inputs.Refused | None:
+    """What a file is; one that leads out of `home` is judged by its name, and not opened."""
+    if home is not None:
+        try:
+            confined.inside(home, path, "it")
+        except Unreadable as error:
+            if path.suffix.lower() in images.SUFFIXES:
+                return inputs.Input(path, "image", "")
+            dicom = not path.suffix or path.name.lower().endswith(SUFFIXES)
+            return inputs.Refused(str(path), "a file", str(error)) if dicom else None
+    return inputs.recognise(path, listed=home is None)
 
 
 def _listed(source: pathlib.Path) -> list[pathlib.Path]:
@@ -95,14 +123,11 @@ def _names(paths: list[pathlib.Path]) -> list[str]:
     ]
 
 
-def _case(path: pathlib.Path, name: str, home: pathlib.Path | None) -> Case:
+def _image(path: pathlib.Path, name: str, home: pathlib.Path | None) -> Case:
     problem = ""
-    if path.suffix.lower() not in images.SUFFIXES:
-        dicom = " Give a DICOM to configs/predict.py, and its run to config.input."
-        problem = f"not an image type that is read.{dicom}"
-    elif home is not None:
+    if home is not None:
         try:
-            _inside(path, home)
+            confined.inside(home, path, _shown(path))
         except Unreadable as error:
             problem = str(error)
     elif not path.is_file():
@@ -113,24 +138,88 @@ def _case(path: pathlib.Path, name: str, home: pathlib.Path | None) -> Case:
     return Case(name, "", 0, 0, (frame,), 1, problem=problem)
 
 
-def _inside(path: pathlib.Path, home: pathlib.Path) -> pathlib.Path:
-    return confined.inside(home, path, repr(path.name[:80]))
+def _run(item: inputs.Input, home: pathlib.Path | None, taken: set[str]) -> Case:
+    """The frames of a DICOM; `taken` are names of labels, to which theirs are added."""
+    opener = None if home is None else functools.partial(_descriptor, item.path, home)
+    try:
+        found = inputs.distinct(inputs.open_case(item, opener=opener), taken)
+    except UnreadableCase as error:
+        return Case("a DICOM", "", 0, 0, (), 0, problem=str(error))
+    problem = ""
+    if found.burned_in:
+        problem = "the picture is withheld: it may name the patient"
+    elif _too_large(found.height, found.width):
+        problem = _too_large(found.height, found.width)
+    frames = tuple(
+        Frame(
+            index,
+            name,
+            {} if problem else {"frame": functools.partial(_frame, found, index)},
+            {},
+            problem,
+        )
+        for index, name in enumerate(inputs.frame_names(found))
+    )
+    size = found.spacing
+    return Case(
+        id=found.id,
+        sha256=found.sha256,
+        height=found.height,
+        width=found.width,
+        frames=frames,
+        source_frames=found.frames,
+        problem=problem,
+        spacing_mm=(size.rows_mm, size.columns_mm) if size else None,
+    )
+
+
+def _descriptor(path: pathlib.Path, home: pathlib.Path) -> int:
+    """The opened file, if it lies in `home` now."""
+    try:
+        with confined.opened(home, path, "it") as file:
+            return os.dup(file.fileno())
+    except Unreadable as error:
+        raise UnreadableCase(str(error)) from None
+
+
+def _frame(case: imaging.Case, index: int) -> NDArray[np.uint8]:
+    try:
+        values = inputs.read_frame(case, index)
+    except UnreadableCase as error:
+        raise Unreadable(f"the frame cannot be read ({error})") from None
+    return _grey(values)
+
+
+def _too_large(height: int, width: int) -> str:
+    """Why a picture is not shown, or ''."""
+    if height * width <= layers.MAX_PIXELS and max(height, width) <= layers.MAX_SIDE:
+        return ""
+    return f"{height} × {width} pixels are more than can be shown"
+
+
+def _shown(path: pathlib.Path) -> str:
+    return repr(path.name[:80])
 
 
 def _read(path: pathlib.Path, home: pathlib.Path | None) -> NDArray[np.uint8]:
     """The pixels; with `home`, links may have changed since it was listed, so it is asked anew."""
-    suffix = path.suffix
-    if home is not None:
-        path = _inside(path, home)
     try:
-        if path.stat().st_size > layers.MAX_BYTES:
+        with path.open("rb") if home is None else confined.opened(home, path, _shown(path)) as file:
+            data = file.read(layers.MAX_BYTES + 1)
+        if len(data) > layers.MAX_BYTES:
             raise Unreadable(f"the file is larger than {layers.MAX_BYTES >> 20} MiB")
-        values = images.grey(images.decode(path.read_bytes(), suffix))
+        values = images.grey(images.decode(data, path.suffix))
     except (OSError, images.UnreadableImage) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise Unreadable(f"the image cannot be read ({reason})") from None
-    if values.size > layers.MAX_PIXELS or max(values.shape) > layers.MAX_SIDE:
-        raise Unreadable(f"{values.shape[0]} × {values.shape[1]} pixels are more than can be shown")
+    return _grey(values)
+
+
+def _grey(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """8 bits of each pixel [H, W], which a label's image then has."""
+    height, width = values.shape
+    if reason := _too_large(height, width):
+        raise Unreadable(reason)
     finite = np.isfinite(values)
     if not finite.any():
         raise Unreadable("no pixel of it is a number")

@@ -64,9 +64,10 @@ def read(root: pathlib.Path, key: str, which: str) -> Run:
             "Give the folder of a run of configs/predict.py."
         ) from None
     rows = document["cases"][:_MAX_CASES]
+    home = root.resolve()  # a link that the user names is followed once, here
     digests = tuple(_text(c.get("digest"), 64) for c in _dicts(document.get("checkpoints")))
     return Run(
-        cases=_distinct(_case(root, row, number, which) for number, row in enumerate(rows)),
+        cases=_distinct(_case(home, row, number, which) for number, row in enumerate(rows)),
         digests=digests,
         name=_name(_dicts(document.get("checkpoints")), root),
         failed=tuple(
@@ -126,6 +127,7 @@ def _case(root: pathlib.Path, row: Any, number: int, which: str) -> Case:
         said = row.get("notes")
         notes = [_text(n) for n in said if isinstance(n, str)] if isinstance(said, list) else []
         source_frames = row["source_frames"] if isinstance(row["source_frames"], int) else 0
+        spacing = _spacing(row.get("spacing"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
         return Case(label, "", 0, 0, (), 0, problem=f"not understood: {reason}"[:300])
@@ -140,7 +142,19 @@ def _case(root: pathlib.Path, row: Any, number: int, which: str) -> Case:
         source_frames=source_frames,
         notes=tuple(notes[:50]),
         problem=f"{len(broken)} of {len(frames)} frames: {broken[0]}" if broken else "",
+        spacing_mm=spacing,
     )
+
+
+def _spacing(value: Any) -> tuple[float, float] | None:
+    """Millimetres between rows and between columns; None for null."""
+    if value is None:
+        return None
+    sizes = (value["rows_mm"], value["columns_mm"])
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int | float) or not 1e-6 < size < 1e6:
+            raise ValueError("its spacing is no size of a pixel")
+    return float(sizes[0]), float(sizes[1])
 
 
 def _frame(root: pathlib.Path, row: Any, shape: tuple[int, int], which: str) -> Frame:

@@ -7,8 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
+from cmunet_jax.imaging import dicom, files
 from cmunet_jax.selection import pool as pools
 from tests.data.fakes import angiogram
+from tests.imaging import xa
 from tfds_angio.errors import UserError
 
 PATTERN = r"^(?P<patient>[^_]+)_"
@@ -85,6 +87,69 @@ def test_an_unreadable_image_says_why(tmp_path, content, reason):
         path.write_bytes(content)
     with pytest.raises(pools.Unreadable, match=reason):
         of_folder(tmp_path).read(0)
+
+
+def dicom_run(path, count=2, **changes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    changes = {"planted": False} | changes
+    xa.write(path.parent, xa.run(count, height=40, width=48), name=path.name, **changes)
+    return f"dicom-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+def test_a_dicom_is_found_by_its_content_and_called_by_its_digest(tmp_path, monkeypatch):
+    save(tmp_path / "a_1.png")
+    plain = dicom_run(tmp_path / "Mustermann" / "IM000001", 3)
+    called = dicom_run(tmp_path / "Erika_1951.png", 1)  # a DICOM, whatever its name says
+    (tmp_path / "IM000002").write_bytes(b"cut while it was copied")
+    withheld = dicom_run(tmp_path / "Erika.dcm", 4, elements={"BurnedInAnnotation": "YES"})
+    hashed, digest = [], hashlib.file_digest
+    monkeypatch.setattr(
+        dicom.hashlib, "file_digest", lambda file, how: hashed.append(how) or digest(file, how)
+    )
+    monkeypatch.setattr(files, "open_file", None)  # no image is read to list a folder
+    pool = of_folder(tmp_path)
+    frames = [f"{plain}_{index:04d}" for index in range(3)]
+    assert [i.id for i in pool.items] == sorted(["a_1", called, *frames])
+    patients = {i.id: i.patient for i in pool.items}
+    assert patients == {"a_1": "a", called: called} | dict.fromkeys(frames, plain)
+    assert not any(i.path for i in pool.items if i.id != "a_1")
+    cut = f"file-{hashlib.sha256(b'cut while it was copied').hexdigest()[:12]}"
+    reasons = dict(pool.failed)
+    assert set(reasons) == {cut, withheld}
+    assert "truncated" in reasons[cut] and "burned_in=keep" in reasons[withheld]
+    # What is written somewhere names no file; the screen does.
+    written = repr((pool.items, pool.about, pool.failed))
+    assert not any(word in written for word in ("Muster", "Erika", "IM00", str(tmp_path) + "'"))
+    assert (str(tmp_path / "Mustermann" / "IM000001"), plain) in pool.names
+    assert {p.file for p in pool.problems} == {"Erika.dcm", "IM000002"}
+    count = len(hashed)
+    for at, item in enumerate(pool.items):
+        if item.id in frames:
+            picture = pool.read(at)
+            raw = xa.run(3, height=40, width=48)[frames.index(item.id)]
+            assert picture.image.shape == raw.shape and picture.image.dtype == np.uint8
+            assert np.corrcoef(picture.image.ravel(), raw.ravel())[0, 1] > 0.99
+            assert picture.sha256.startswith(plain.removeprefix("dicom-"))
+    assert len(hashed) == count  # a file is read through once
+
+
+def test_a_folder_of_dicoms_only_with_a_manifest(tmp_path):
+    first, second = dicom_run(tmp_path / "d" / "one", 1), dicom_run(tmp_path / "d" / "two", 2)
+    (tmp_path / "who.csv").write_text("file,patient,centre\none,p7,north\n")
+    pool = of_folder(tmp_path / "d", manifest=str(tmp_path / "who.csv"))
+    assert {i.id: (i.patient, i.centre) for i in pool.items} == {
+        first: ("p7", "north"),
+        f"{second}_0000": (second, ""),
+        f"{second}_0001": (second, ""),
+    }
+    assert pool.about["folder"] == pool.about["manifest"] == ""
+
+
+def test_copies_of_a_dicom_are_of_one_patient(tmp_path):
+    name = dicom_run(tmp_path / "one", 1)
+    (tmp_path / "two").write_bytes((tmp_path / "one").read_bytes())
+    pool = of_folder(tmp_path)
+    assert [(i.id, i.patient) for i in pool.items] == [(name, name), (f"{name}-2", name)]
 
 
 def test_no_folder_and_no_images(tmp_path):

@@ -19,6 +19,7 @@ from cmunet_jax.stages import select as select_stage
 from cmunet_jax.stages import train as train_stage
 from cmunet_jax.train import checkpoint, sharding
 from tests.data.fakes import angiogram
+from tests.imaging import xa
 from tests.stage_helpers import tiny
 from tfds_angio.errors import UserError
 
@@ -116,6 +117,24 @@ def test_a_folder_with_files_that_cannot_be_read(pretrained, tmp_path, capsys):
     record = json.loads((target / "selection.json").read_text())
     assert record["failed"] == [{"id": "p7_bad", "reason": "empty file"}]
     assert set(record["sha256"]) == {row["id"] for row in rows}
+
+
+def test_a_folder_of_dicoms_leaves_no_name_behind(pretrained, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for at in range(4):
+        cv2.imwrite(str(folder / f"p{at}_x.png"), angiogram(64, 80, at))
+    frames = xa.run(3, 40, 48)
+    xa.write(folder, frames, name="IM000001", elements={"BurnedInAnnotation": "NO"})
+    changes = {"input": str(folder), "pattern": "^(?P<patient>[^_]+)_", "k": 5}
+    rows, record = select(pretrained, tmp_path / "to", **changes)
+    assert f"{folder / 'IM000001'} -> dicom-" in capsys.readouterr().out
+    (run,) = (row for row in rows if row["id"].startswith("dicom-"))  # at most one of a patient
+    assert cv2.imread(str(tmp_path / "to" / run["path"]), -1).shape == frames.shape[1:]
+    assert run["patient"] == run["id"][:18] and record["config"]["input"] == ""
+    for path in (tmp_path / "to").rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        assert not any(word.encode() in data for word in (*xa.IDENTIFIERS, "IM000001"))
 
 
 @pytest.mark.parametrize(

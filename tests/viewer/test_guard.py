@@ -12,6 +12,7 @@ from tests.viewer.client import Viewer
 from tests.viewer.fake_run import HEIGHT, WIDTH
 
 SAVE = "/api/label/0/0?from=empty"
+MEASURED = "/api/qca/0/0/label"
 BODY = bytes(HEIGHT * WIDTH)
 PATHS = ("/", "/static/main.js", "/api/cases", "/api/layer/0/0/frame", "/api/qca/0/0/a")
 
@@ -27,7 +28,7 @@ def test_the_page_is_answered_with_strict_headers(standing: Viewer, path: str):
     assert "server" not in answer.headers
 
 
-@pytest.mark.parametrize("path", [*PATHS, SAVE])
+@pytest.mark.parametrize("path", [*PATHS, MEASURED, SAVE])
 @pytest.mark.parametrize(
     "changed",
     [
@@ -66,7 +67,9 @@ def test_the_other_name_of_this_machine_is_answered(standing: Viewer):
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", client.TOKEN[:-1], client.TOKEN + "x"])
-@pytest.mark.parametrize("path", ["/api/cases", "/api/layer/0/0/frame", "/api/qca/0/0/a", SAVE])
+@pytest.mark.parametrize(
+    "path", ["/api/cases", "/api/layer/0/0/frame", "/api/qca/0/0/a", MEASURED, SAVE]
+)
 def test_without_the_token_there_are_no_data(standing: Viewer, path: str, token: str | None):
     method, body = ("POST", BODY) if path == SAVE else ("GET", None)
     answer = standing.ask(path, method=method, body=body, X_Viewer_Token=token)

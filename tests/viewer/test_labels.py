@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -159,29 +160,68 @@ def test_a_folder_that_becomes_a_link_is_not_written_through(
     assert files(outside) == [] and files(viewer.labels) == []
 
 
+@pytest.mark.parametrize("part", ["imgs", "masks", "."])
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_folder_that_becomes_a_link_while_a_label_is_saved_is_not_left(
+    viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, written: int
+):
+    """All checks are past, and none or one of the two files is written, when it is exchanged."""
+    place, moved, outside = viewer.labels / part, tmp_path / "moved", tmp_path / "outside"
+    for folder in (outside, outside / "imgs", outside / "masks"):
+        folder.mkdir()
+    write = labels._write
+    calls: list[str] = []
+
+    def exchanging(to: confined.Folder, name: str, *args: Any, **more: Any) -> None:
+        if len(calls) == written:
+            place.rename(moved)
+            place.symlink_to(outside)
+        calls.append(name)
+        write(to, name, *args, **more)
+
+    monkeypatch.setattr(labels, "_write", exchanging)
+    post(viewer, painted(), query="from=empty&replace=yes")
+    assert len(calls) == 2 and files(outside) == []
+
+
+def test_where_there_are_no_descriptors_labels_are_saved_too(
+    two_runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(confined, "DESCRIPTORS", False)
+    with viewing(runs.of_runs(two_runs[0], None), tmp_path / "labels") as viewer:
+        assert post(viewer, painted()).status == 200
+        assert post(viewer, painted()).status == 409
+        assert viewer.ask("/api/layer/0/0/label").body == painted().tobytes()
+        (viewer.labels / "masks").rename(tmp_path / "outside")
+        (viewer.labels / "masks").symlink_to(tmp_path / "outside")
+        refused = post(viewer, painted(1), query="from=empty&replace=yes")
+        assert refused.status == 422 and refused.reason.startswith("masks has become a link")
+
+
 def test_a_temporary_file_takes_nobodys_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A link that waits at its name is neither followed nor removed."""
     labels.prepare(tmp_path)
     monkeypatch.setattr(labels.secrets, "token_hex", lambda size: "known")
     outside, waiting = tmp_path / "outside", tmp_path / "masks/.a.png.known"
     waiting.symlink_to(outside)
-    with pytest.raises(labels.Refused):
-        labels._write(tmp_path / "masks/a.png", b"mask", replace=True)
+    with confined.folder(tmp_path / "masks") as place, pytest.raises(labels.Refused):
+        labels._write(place, "a.png", b"mask", replace=True)
     assert not outside.exists() and waiting.is_symlink()
 
 
 def test_two_savers_do_not_take_each_others_place(tmp_path: Path):
     """The second one finds the name free, too, and is refused by the system itself."""
     labels.prepare(tmp_path)
-    place = tmp_path / "masks/a.png"
-    labels._write(place, b"first", replace=False)
-    with pytest.raises(labels.Exists):
-        labels._write(place, b"second", replace=False)
-    assert place.read_bytes() == b"first" and files(tmp_path) == ["masks/a.png"]
+    with confined.folder(tmp_path / "masks") as place:
+        labels._write(place, "a.png", b"first", replace=False)
+        with pytest.raises(labels.Exists):
+            labels._write(place, "a.png", b"second", replace=False)
+    assert (tmp_path / "masks/a.png").read_bytes() == b"first"
+    assert files(tmp_path) == ["masks/a.png"]
 
 
 def test_a_full_disk_leaves_nothing_behind(viewer: Viewer, monkeypatch: pytest.MonkeyPatch):
-    def full(*args: object) -> None:
+    def full(*args: object, **places: object) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(labels.os, "link", full)

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from cmunet_jax import qca
+from cmunet_jax.qca import graph
 from cmunet_jax.viewer import pictures
 from tests.report import browser
 from tests.report.browser import PHONE
@@ -77,6 +79,52 @@ def test_a_stroke_of_the_mouse_is_saved_as_it_is_drawn(chromium: Any, viewer: Vi
         found.press("z")
         assert found.page.text_content("#badge") == "saved"  # back at what was saved
         assert found.said == []
+
+
+def test_a_corrected_mask_is_measured_when_it_is_saved(chromium: Any, viewer: Viewer):
+    def least() -> float:
+        return float(found.page.locator("#segments tr").first.locator("td").nth(1).text_content())
+
+    points, diameters = fake_run.vessel(0, 8.0)
+    row, column = points[int(diameters.argmin())]
+    with opened(chromium, viewer) as found:
+        predicted = least()
+        assert found.page.input_value("#qca-which") == "a"
+        assert "not on what you paint" in found.page.text_content("#qca-note")
+        found.page.locator("[data-tool=paint]").click()
+        found.fade("brush", 9)  # over the stenosis
+        drag(found, (row - 4, column), (row + 4, column))
+        assert least() == predicted  # until it is saved
+        save(found)
+        found.until("!document.getElementById('qca-some').hidden")
+        assert found.page.input_value("#qca-which") == "label"
+        chosen = "document.getElementById('qca-which').selectedOptions[0].textContent"
+        assert found.page.evaluate(chosen) == "Corrected mask"
+        assert "as it was last saved" in found.page.text_content("#qca-note")
+        # As from the file that lies there; the narrowest place of before is as wide as the brush.
+        written = qca.analyse(saved(viewer), spacing=(fake_run.SPACING,) * 2)
+        assert f"{least():.2f}" == f"{np.nanmin(written.segments[0].diameter_mm):.2f}"
+        assert least() > 1.3 * predicted
+        assert browser.accessibility(found.page) == []
+        found.page.select_option("#qca-which", "a")
+        found.page.wait_for_selector(f"#segments td:has-text('{predicted:.2f}')")
+        found.page.reload()  # opened again it is shown first, as its mask is
+        found.shown(0, 0)
+        assert found.page.input_value("#qca-which") == "label" and least() > 1.3 * predicted
+        assert found.said == []
+
+
+@pytest.mark.slow
+def test_a_saved_mask_that_cannot_be_measured_leaves_the_predicted_diameters(
+    chromium: Any, viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(graph, "MAX_SEGMENTS", 0)
+    with opened(chromium, viewer) as found:
+        save(found)
+        found.page.wait_for_selector("#qca-none:has-text('not measured: the skeleton')")
+        found.page.select_option("#qca-which", "a")
+        found.until("!document.getElementById('qca-some').hidden")
+        assert found.page.locator("#segments tr").count() == 2
 
 
 @pytest.mark.slow

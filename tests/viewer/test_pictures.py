@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from cmunet_jax.viewer import pictures
+from cmunet_jax.viewer import confined, pictures
 from cmunet_jax.viewer.confined import Unreadable
+from tests.imaging import xa
 from tests.viewer import fake_run
 from tests.viewer.client import viewing
 from tfds_angio.errors import UserError
@@ -62,7 +66,7 @@ def test_they_are_painted_from_nothing(folder: Path, tmp_path: Path):
     with viewing(pictures.of_images(folder / "list.txt"), tmp_path / "labels") as viewer:
         cases = viewer.ask("/api/cases").json["cases"]
         assert [bool(case["problem"]) for case in cases] == [False, False, True, True, True]
-        assert "predict" in cases[3]["problem"] and "not an image" in cases[4]["problem"]
+        assert "No such file" in cases[3]["problem"] and "not an image" in cases[4]["problem"]
         frame = viewer.ask("/api/layer/0/0/frame")
         height, width = map(int, frame.headers["x-shape"].split(","))
         grey = np.frombuffer(frame.body, np.uint8).reshape(height, width)
@@ -101,6 +105,89 @@ def test_no_link_leads_out_of_the_folder(folder: Path, tmp_path: Path):
         for name in ("two-words", "AA-0012_LCA"):
             refused = viewer.ask(f"/api/layer/{at[name]}/0/frame")
             assert refused.status == 422 and "out of the folder" in refused.reason
+
+
+def dicom_run(path: Path, count: int = 2, **changes: Any) -> str:
+    frames = xa.run(count, height=40, width=48)
+    spacing = {"PixelSpacing": [0.3, 0.2], "PixelSpacingCalibrationType": "GEOMETRY"}
+    elements = spacing | changes.pop("elements", {})
+    xa.write(path.parent, frames, name=path.name, planted=False, elements=elements, **changes)
+    return f"dicom-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_dicom_is_found_by_its_content_and_called_by_its_digest(
+    folder: Path, tmp_path: Path, listed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    run = dicom_run(folder / "IM000001", 3)
+    called = dicom_run(folder / "Mustermann.png", 1)
+    withheld = dicom_run(folder / "Erika.dcm", 4, elements={"BurnedInAnnotation": "YES"})
+    (folder / "IM000002").write_bytes(b"cut while it was copied")
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+
+    def counting(file: Any, how: str) -> Any:
+        hashed.append(how)
+        return digest(file, how)
+
+    monkeypatch.setattr(hashlib, "file_digest", counting)
+    source = folder
+    if listed:
+        source = folder / "list.txt"
+        source.write_text("IM000001\nMustermann.png\nErika.dcm\nIM000002\n")
+    catalogue = pictures.of_images(source)
+    cases = {case.id: case for case in catalogue.cases}
+    assert {run, called, withheld} < set(cases)
+    assert not any("Muster" in case.id or "IM0" in case.id for case in catalogue.cases)
+    assert f"{folder / 'IM000001'} -> {run}" in catalogue.told
+    (cut,) = (case for case in catalogue.cases if "truncated" in case.problem)
+    assert not cut.frames
+    assert "withheld" in cases[withheld].problem and not cases[withheld].frames[3].layers
+    assert [f.name for f in cases[run].frames] == [f"{run}_{i:04d}" for i in range(3)]
+    assert cases[run].spacing_mm == (0.3, 0.2) and cases[called].frames[0].name == called
+    count = len(hashed)
+    at = list(cases).index(run)
+    with viewing(catalogue, tmp_path / "labels") as viewer:
+        for index, raw in enumerate(xa.run(3, height=40, width=48)):
+            answer = viewer.ask(f"/api/layer/{at}/{index}/frame")
+            assert answer.headers["x-shape"] == "40,48"
+            grey = np.frombuffer(answer.body, np.uint8).reshape(40, 48)
+            assert np.corrcoef(grey.ravel(), raw.ravel())[0, 1] > 0.99
+        body = np.zeros((40, 48), np.uint8)
+        body[15:25, 2:46] = 1
+        saved = viewer.ask(f"/api/label/{at}/1?from=empty", method="POST", body=body.tobytes())
+        assert saved.json["saved"] == f"{run}_0001"
+        # A painted mask is measured in the pixels that the file gives.
+        assert viewer.ask(f"/api/qca/{at}/1/label").json["spacing_mm"] == [0.3, 0.2]
+    assert len(hashed) == count  # a file is read through once
+
+
+def test_a_dicom_that_is_exchanged_for_a_link_is_not_followed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, outside = folder / "IM000001", tmp_path / "outside"
+    dicom_run(path)
+    (folder / "away.dcm").symlink_to(outside)
+    catalogue = pictures.of_images(folder)
+    problems = [case.problem for case in catalogue.cases if case.problem]
+    assert problems == ["it does not exist"]
+    (case,) = (case for case in catalogue.cases if case.id.startswith("dicom-"))
+    outside.write_bytes(path.read_bytes())
+    os.utime(outside, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    inside = confined.inside
+
+    def exchanging(*args: Any) -> Path:
+        found = inside(*args)
+        if not path.is_symlink():
+            path.unlink()
+            path.symlink_to(outside)
+        return found
+
+    assert case.frames[0].layers["frame"]().any()
+    monkeypatch.setattr(confined, "inside", exchanging)
+    for _ in range(2):
+        with pytest.raises(Unreadable, match="out of the folder|changed"):
+            case.frames[0].layers["frame"]()
 
 
 def test_a_folder_may_be_a_link_itself(folder: Path, tmp_path: Path):

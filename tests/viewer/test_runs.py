@@ -150,7 +150,11 @@ def test_a_link_made_after_the_start_is_not_followed(run: Path, tmp_path: Path):
 def test_links_inside_the_run_are_its_own(run: Path):
     (run / "frames/left-anterior.png").rename(run / "frames/real.png")
     (run / "frames/left-anterior.png").symlink_to("real.png")
-    assert not runs.read(run, "input", "a").cases[0].problem
+    case = runs.read(run, "input", "a").cases[0]
+    assert not case.problem and case.frames[0].layers["frame"]().any()
+    (run / "frames").rename(run / "pictures")
+    (run / "frames").symlink_to(run / "pictures")
+    assert case.frames[0].layers["frame"]().any()
 
 
 def test_a_missing_file_is_named_with_its_case(run: Path):

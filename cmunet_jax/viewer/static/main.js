@@ -6,7 +6,7 @@ import { Cases } from "./cases.js";
 import { commands } from "./commands.js";
 import { Diameters } from "./diameters.js";
 import { Keys } from "./keys.js";
-import { choices, maskOf, nameOf, nameOfEdit, others, probabilityOf, reading, savedWords, writeAgreement } from "./masks.js";
+import { choices, maskOf, nameOf, nameOfCurve, nameOfEdit, others, probabilityOf, reading, savedWords, writeAgreement } from "./masks.js";
 import { Edit } from "./paint.js";
 import { FIRST, SECOND, windowed } from "./pixels.js";
 import { Stage } from "./stage.js";
@@ -15,12 +15,17 @@ const get = (id) => document.getElementById(id);
 const MODES = ["one", "difference", "side", "swipe"];
 const BLANK = 40; // grey value of a frame whose picture is withheld
 const FILM = 80; // milliseconds a frame while playing
+const NOTES = {
+  prediction: "Measured on the prediction, not on what you paint: save a mask to have it measured.",
+  label: "Measured on the mask as it was last saved; what you paint is measured when you save it.",
+};
 
 // case and frame are what was asked for; shown is what is on the canvas, which comes a little later:
 // {at, index, found, layers, edit, height, width, two, blind}.
 const state = {
   data: null, case: 0, frame: 0, shown: null,
   edits: new Map(), against: "", mode: "one", asked: 0, playing: false, pen: false, fit: true,
+  curve: "", turn: 0, // which diameters the user chose, and how often any were asked for
 };
 let cases, keys, stage, diameters;
 
@@ -78,6 +83,7 @@ function close(words) {
   get("picture").dataset.shown = "";
   stage.marks = [];
   stage.show([], "one");
+  get("qca-which-row").hidden = true;
   diameters.show(null, "");
   trouble(words);
   controls();
@@ -96,19 +102,25 @@ function ahead() {
   }
 }
 
+/** Shows diameters: what the user chose, else those of the saved label, else of a prediction. */
 async function analyse(ticket) {
-  const found = frameOf(), pick = get("qca-which");
+  const found = frameOf(), pick = get("qca-which"), turn = ++state.turn;
   if (state.playing) return;
-  const which = found.qca.includes(pick.value) ? pick.value : found.qca[0];
-  pick.replaceChildren(...found.qca.map((w) => new Option(nameOf(`prediction-${w}`, found.qca.length > 1), w, false, w === which)));
-  get("qca-which-row").hidden = found.qca.length < 2;
+  const list = [...(found.saved && found.layers.includes("frame") ? ["label"] : []), ...found.qca];
+  const which = [state.curve, ...list].find((w) => list.includes(w));
+  pick.replaceChildren(...list.map((w) => new Option(nameOfCurve(w, found), w, false, w === which)));
+  get("qca-which-row").hidden = list.length < 2 && which !== "label";
+  get("qca-note").textContent = NOTES[which === "label" ? "label" : "prediction"];
   if (!which) return diameters.show(null, "");
+  if (which === "label") diameters.show(null, "Measuring the saved mask …"); // a large one takes seconds
+  let shown;
   try {
-    const content = await api.qca(state.case, state.frame, which);
-    if (ticket === state.asked) diameters.show(content, "");
+    shown = [await api.qca(state.case, state.frame, which), ""];
   } catch (error) {
-    if (ticket === state.asked) diameters.show(null, error.message);
+    shown = [null, error.message];
   }
+  // Another frame, or another curve, may have been asked for meanwhile.
+  if (ticket === state.asked && turn === state.turn) diameters.show(...shown);
 }
 
 // ---------------------------------------------------------------- what the page says
@@ -281,6 +293,8 @@ async function save() {
     say(`${words}: ${state.data.labels}/masks/${answer.saved}.png, ${answer.artery_pixels} px of artery`);
     cases.select(state.case);
     controls();
+    state.curve = "label"; // who corrects a mask wants its diameters, not those of the mistake
+    if (frameOf() === found) analyse(state.asked);
   } catch (error) {
     say(`Not saved: ${error.message}`);
   }
@@ -346,6 +360,7 @@ async function play() {
   const { frames } = state.data.cases[state.case];
   if (state.playing || frames.length < 2) return stop();
   state.playing = true;
+  get("qca-which-row").hidden = true;
   diameters.show(null, "Shown when the run stops.");
   get("play").setAttribute("aria-label", "Stop");
   get("play").classList.add("on");
@@ -430,7 +445,7 @@ function wire() {
   input("brush", () => brush(+get("brush").value));
   input("start", () => restart(get("start").value));
   input("against", () => (state.against = get("against").value, draw()));
-  input("qca-which", () => analyse(state.asked));
+  input("qca-which", () => (state.curve = get("qca-which").value, analyse(state.asked)));
   input("centrelines", marks);
   for (const b of document.querySelectorAll("[data-tool]")) b.addEventListener("click", () => tool(b.dataset.tool));
   for (const b of document.querySelectorAll("[data-mode]")) b.addEventListener("click", () => mode(b.dataset.mode));

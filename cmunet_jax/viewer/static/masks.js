@@ -11,6 +11,12 @@ export function nameOf(choice, two) {
   return choice === "prediction-a" ? (two ? "Checkpoint 1" : "Prediction") : NAMES[choice];
 }
 
+/** What the page calls the diameters of 'a', 'b' or 'label'; `found` is the frame. */
+export function nameOfCurve(which, found) {
+  if (which !== "label") return nameOf(`prediction-${which}`, found.qca.length > 1);
+  return found.qca.length ? "Corrected mask" : NAMES.label;
+}
+
 /** Choices that the frame has; the first is what painting starts from. */
 export function choices({ layers }) {
   return [...["label", "prediction-a", "prediction-b"].filter((c) => layers[LAYER[c]]), "empty"];
