@@ -2,8 +2,9 @@
 
     python -m tests.faults.long stream 200000    # images through Grain
     python -m tests.faults.long train 20000      # steps of a pre-training, by the stage itself
+    python -m tests.faults.long train 20000 1    # ... that saves once, at its end, not 20 times
 
-Both print one line a part of the whole: items a second, CPU time, and the anonymous memory
+All print one line a part of the whole: items a second, CPU time, and the anonymous memory
 of the process (of Linux: pages of mapped files and libraries come and go with what others need).
 """
 
@@ -160,13 +161,13 @@ def stream_all(dataset: AngioDataset, *, side: int = 64, workers: int = 0) -> Me
     return meter
 
 
-def train_steps(folder: pathlib.Path, steps: int) -> Meter:
+def train_steps(folder: pathlib.Path, steps: int, saves: int = PARTS) -> Meter:
     """Pre-trains the smallest network by the train stage, with its reports and checkpoints."""
     dataset = build("angio_synthetic/tiny", data_dir=folder / "data", progress=False)
     config = tiny("pretrain", dataset, steps)
     config.update_from_flattened_dict(
-        {"batch_size": 4, "model.width": 2, "log_every": "20 steps", "checkpoint.every": "5%",
-         "pictures_every": "20%"}
+        {"batch_size": 4, "model.width": 2, "log_every": "20 steps", "pictures_every": "20%",
+         "checkpoint.every": f"{-(-steps // saves)} steps"}
     )  # fmt: skip
     every, meters = max(steps // PARTS, 1), []
 
@@ -184,12 +185,12 @@ def train_steps(folder: pathlib.Path, steps: int) -> Meter:
 
 
 def main(arguments: list[str]) -> int:
-    """`stream COUNT [SIDE [WORKERS]]` or `train COUNT`."""
+    """`stream COUNT [SIDE [WORKERS]]` or `train COUNT [SAVES]`."""
     kind, count, *rest = arguments[0], int(arguments[1]), *map(int, arguments[2:])
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         if kind == "train":
-            train_steps(folder, count)
+            train_steps(folder, count, *rest)
         else:
             began = time.perf_counter()
             dataset = large_set(folder, count)
