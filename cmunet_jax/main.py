@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from cmunet_jax import config as config_lib
-from cmunet_jax import large_pages
+from cmunet_jax import malloc
 from tfds_angio.errors import UserError
 from tfds_angio.paths import absolute
 
@@ -139,5 +139,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    large_pages.restart()
+    malloc.restart("cmunet_jax.main")
     main()

@@ -31,7 +31,7 @@ BELOW_STAGES = tuple(
     ).split()
 )
 ARROW: dict[str, tuple[str, ...]] = {
-    "cmunet_jax.main": ("cmunet_jax.stages", "cmunet_jax.large_pages"),
+    "cmunet_jax.main": ("cmunet_jax.stages", "cmunet_jax.malloc"),
     "cmunet_jax.stages": (*BELOW_STAGES, "cmunet_jax.benchmark", "tfds_angio"),
     "cmunet_jax.benchmark": (*BELOW_STAGES, "tfds_angio"),
     "cmunet_jax.sweep": ("cmunet_jax.train",),
@@ -58,7 +58,7 @@ ARROW: dict[str, tuple[str, ...]] = {
     "cmunet_jax.models": (),
     "cmunet_jax.losses": (),
     "cmunet_jax.config": (),
-    "cmunet_jax.large_pages": (),
+    "cmunet_jax.malloc": (),
     "cmunet_jax": (),
     "tfds_angio": (),
     "configs": ("cmunet_jax.data", "cmunet_jax.objectives", "cmunet_jax.sweep.runners"),
