@@ -27,7 +27,7 @@ from cmunet_jax.viewer import catalogue as catalogue_lib
 from cmunet_jax.viewer import labels
 from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame
 from cmunet_jax.viewer.confined import Unreadable
-from cmunet_jax.viewer.measured import Measured
+from cmunet_jax.viewer.measured import Measured, nearest
 
 _TYPES = {
     ".html": "text/html",
@@ -155,9 +155,9 @@ def _qca(served: Served, at: Mapping[str, Any]) -> Response:
         return _refused("there is no analysis of diameters", 404)
     try:
         if label:
-            return JSONResponse(
-                served.measured.of(_pixels(served, frame, "label"), case.spacing_mm)
-            )
+            mask = _pixels(served, frame, "label")
+            level = nearest(mask, frame.maps.values())
+            return JSONResponse(served.measured.of(mask, case.spacing_mm, level))
         return JSONResponse(frame.qca[which]())
     except Unreadable as error:
         return _refused(error, 422)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from cmunet_jax import qca
+from cmunet_jax.predict import record
 from cmunet_jax.qca import graph
 from cmunet_jax.viewer import pictures
 from tests.report import browser
@@ -81,7 +83,9 @@ def test_a_stroke_of_the_mouse_is_saved_as_it_is_drawn(chromium: Any, viewer: Vi
         assert found.said == []
 
 
-def test_a_corrected_mask_is_measured_when_it_is_saved(chromium: Any, viewer: Viewer):
+def test_a_corrected_mask_is_measured_when_it_is_saved(
+    chromium: Any, viewer: Viewer, two_runs: tuple[Path, Path]
+):
     def least() -> float:
         return float(found.page.locator("#segments tr").first.locator("td").nth(1).text_content())
 
@@ -90,6 +94,7 @@ def test_a_corrected_mask_is_measured_when_it_is_saved(chromium: Any, viewer: Vi
     with opened(chromium, viewer) as found:
         predicted = least()
         assert found.page.input_value("#qca-which") == "a"
+        assert not found.page.is_visible("#chart-contour")  # this run's file does not say
         assert "not on what you paint" in found.page.text_content("#qca-note")
         found.page.locator("[data-tool=paint]").click()
         found.fade("brush", 9)  # over the stenosis
@@ -102,7 +107,9 @@ def test_a_corrected_mask_is_measured_when_it_is_saved(chromium: Any, viewer: Vi
         assert found.page.evaluate(chosen) == "Corrected mask"
         assert "as it was last saved" in found.page.text_content("#qca-note")
         # As from the file that lies there; the narrowest place of before is as wide as the brush.
-        written = qca.analyse(saved(viewer), spacing=(fake_run.SPACING,) * 2)
+        sure = record.read_probability(two_runs[0] / "probabilities/left-anterior.png")
+        written = qca.analyse(saved(viewer), spacing=(fake_run.SPACING,) * 2, probability=sure)
+        assert "between the pixels" in found.page.text_content("#chart-contour")
         assert f"{least():.2f}" == f"{np.nanmin(written.segments[0].diameter_mm):.2f}"
         assert least() > 1.3 * predicted
         assert browser.accessibility(found.page) == []
