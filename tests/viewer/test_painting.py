@@ -22,6 +22,8 @@ from tests.viewer.fake_run import HEIGHT, WIDTH
 from tests.viewer.page import Page, opened
 
 PREDICTED = fake_run.draw()
+# What Chromium itself writes to the console when a save has to be asked about.
+REFUSED = "Failed to load resource: the server responded with a status of 409 (Conflict)"
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 
 
@@ -252,7 +254,7 @@ def test_a_label_is_replaced_only_after_a_question(chromium: Any, viewer: Viewer
         found.page.select_option("#against", "prediction-a")
         dice = 2 * (changed & PREDICTED).sum() / (changed.sum() + PREDICTED.sum())
         assert f"{dice:.3f}" in found.page.text_content("#agreement")
-        assert found.said == []
+        assert found.said == [REFUSED] * 2
 
 
 @pytest.mark.slow
@@ -270,6 +272,52 @@ def test_a_label_that_came_meanwhile_is_asked_about_too(chromium: Any, viewer: V
         found.page.locator("#replace-dialog .danger").click()
         found.page.wait_for_selector("#status:has-text('Saved as it was predicted: labels/masks/')")
         assert np.array_equal(saved(viewer), PREDICTED)
+
+
+def test_what_another_tab_saved_is_told_before_it_is_replaced(chromium: Any, viewer: Viewer):
+    def asked(found: Page, words: str) -> None:
+        found.press("s")
+        found.page.wait_for_selector("#replace-dialog[open]")
+        assert words in found.page.text_content("#replace-text")
+
+    with opened(chromium, viewer) as first, opened(chromium, viewer) as second:
+        for found in (first, second):
+            found.press("p", "g")
+        first.press("Space")
+        save(first)
+        second.press("ArrowLeft", "Space")
+        asked(second, "A label left-anterior has been saved elsewhere since this page loaded it.")
+        second.page.locator("#replace-dialog .danger").click()
+        second.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
+        # The first one goes on from what it saved itself.
+        before = saved(viewer)
+        first.press("ArrowRight", "Space")
+        asked(first, "The saved label left-anterior has changed since this page loaded it.")
+        first.press("Enter")
+        first.page.wait_for_selector("#status:has-text('Not saved')")
+        assert np.array_equal(saved(viewer), before)
+        first.page.wait_for_selector("#against option[value=label]", state="attached")
+        first.page.select_option("#against", "label")  # the one that is there now
+        painted = first.page.text_content("#agreement")
+        assert "Dice" in painted and "1.000" not in painted
+        asked(first, "has changed since")
+        first.page.locator("#replace-dialog .danger").click()
+        first.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
+        assert not np.array_equal(saved(viewer), before)
+        # What it has saved itself is no surprise.
+        first.press("Space", "ArrowDown", "Space")
+        asked(first, "There is a label left-anterior already.")
+        first.press("Enter")
+        second.press("v", "j")  # and back: what lies there, not what this page had saved
+        second.shown(1, 0)
+        second.press("k")
+        second.shown(0, 0)
+        script = "document.querySelector('#agreement dd:last-of-type').textContent"
+        second.page.select_option("#against", "prediction-a")
+        mask = saved(viewer)
+        dice = 2 * (mask & PREDICTED).sum() / (mask.sum() + PREDICTED.sum())
+        assert second.page.evaluate(script) == f"{dice:.3f}"
+        assert (first.said, second.said) == ([REFUSED] * 3, [REFUSED])
 
 
 @pytest.mark.slow
