@@ -5,7 +5,7 @@ const ROOM = 192 * 2 ** 20; // bytes of pixels that are kept for scrubbing back 
 
 function session() {
   const given = location.hash.slice(1);
-  if (given) {
+  if (/^[\w-]{16,}$/.test(given)) { // else it is a place, or one of the page's own targets
     sessionStorage.setItem(KEPT, given); // for a reload of this tab, and of no other
     history.replaceState(null, "", location.pathname);
   }
@@ -13,6 +13,20 @@ function session() {
 }
 
 const token = session();
+
+/** Case and frame of the address, [0, 0] if it names none: a reload comes back to them. */
+export function place() {
+  const found = /^#(\d{1,9})\/(\d{1,9})$/.exec(location.hash);
+  return found ? [+found[1], +found[2]] : [0, 0];
+}
+
+let noting;
+
+/** Puts case and frame into the address: their numbers, and nothing that says who it is. */
+export function note(at, frame) {
+  clearTimeout(noting); // browsers refuse many changes of the address in a short time
+  noting = setTimeout(() => history.replaceState(null, "", `#${at}/${frame}`), 200);
+}
 
 /** An answer that is no success; `status`, the reason that the server gives, the label that is there. */
 export class Refusal extends Error {

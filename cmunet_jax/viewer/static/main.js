@@ -44,6 +44,7 @@ async function open(at, frame, { refit = false } = {}) {
   state.frame = Math.max(0, Math.min(frame, all[state.case].frames.length - 1));
   const found = frameOf();
   bar();
+  api.note(state.case, state.frame);
   if (!found) return close(all[state.case].problem || "This case has no frame.");
   const kinds = [...found.layers, ...(found.saved ? ["label"] : [])];
   const read = await Promise.allSettled(kinds.map((kind) => api.layer(state.case, state.frame, kind)));
@@ -502,7 +503,8 @@ async function start() {
   get("checkpoints").replaceChildren(...Object.entries(checkpoints).map(([which, name]) => Object.assign(document.createElement("li"), { textContent: `${nameOf(`prediction-${which}`, two)}: ${name}` })));
   wire();
   brush(6);
-  await open(0, 0);
+  const [at, frame] = api.place();
+  await (at < state.data.cases.length ? open(at, frame) : open(0, 0));
 }
 
 start();
