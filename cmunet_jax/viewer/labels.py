@@ -181,7 +181,7 @@ def save(
 
 def _changed(name: str, known: str, there: str) -> str:
     if known == NONE:
-        return f"a label {name} has been saved elsewhere since this page loaded it"
+        return f"a label {name} has been saved elsewhere since this page was loaded"
     what = "been removed" if there == NONE else "changed"
     return f"the saved label {name} has {what} since this page loaded it"
 

@@ -286,7 +286,7 @@ def test_what_another_tab_saved_is_told_before_it_is_replaced(chromium: Any, vie
         first.press("Space")
         save(first)
         second.press("ArrowLeft", "Space")
-        asked(second, "A label left-anterior has been saved elsewhere since this page loaded it.")
+        asked(second, "A label left-anterior has been saved elsewhere since this page was loaded.")
         second.page.locator("#replace-dialog .danger").click()
         second.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
         # The first one goes on from what it saved itself.
