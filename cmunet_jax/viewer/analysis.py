@@ -12,6 +12,7 @@ from cmunet_jax.viewer.confined import Unreadable
 MAX_BYTES = 2**25
 _MAX_SEGMENTS, _MAX_POINTS = 2000, 100_000
 _LINES = ("position", "diameter", "reference")
+_CONTOURS = ("mask", "probability")
 _NUMBERS = (
     "length_px",
     "length_mm",
@@ -51,8 +52,11 @@ def reduced(content: Any) -> dict[str, Any]:
         if len(segments) > _MAX_SEGMENTS:
             raise Unreadable(f"a diameter analysis of {len(segments)} segments")
         spacing = None if spacing is None else [_number(v) for v in spacing][:2]
+        contour = content.get("contour")
         return {
             "spacing_mm": spacing,
+            # Files of before there were two have none.
+            "contour": contour if contour in _CONTOURS else None,
             "length_px": _optional(content["length_px"]),
             "length_mm": _optional(content["length_mm"]),
             "bifurcations": [_point(p) for p in content["bifurcations"][:_MAX_POINTS]],

@@ -27,7 +27,7 @@ from cmunet_jax.viewer import catalogue as catalogue_lib
 from cmunet_jax.viewer import labels
 from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame
 from cmunet_jax.viewer.confined import Unreadable
-from cmunet_jax.viewer.measured import Measured
+from cmunet_jax.viewer.measured import Measured, nearest
 
 _TYPES = {
     ".html": "text/html",
@@ -39,6 +39,8 @@ _TYPES = {
 _NUMBER = re.compile("[0-9]{1,9}")
 STARTS = ("prediction-a", "prediction-b", "label", "empty")
 """What a painted mask may have been made from."""
+LABEL = "x-label"
+"""Header: the digest of the file of a label, which a save names again, so that no other is lost."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,12 @@ def _found(served: Served, at: Mapping[str, Any]) -> tuple[Case, Frame]:
     return cases[number], cases[number].frames[index]
 
 
-def _refused(reason: object, status: int) -> Response:
-    return JSONResponse({"reason": str(reason)}, status_code=status)
+def _refused(reason: object, status: int, **more: str) -> Response:
+    return JSONResponse({"reason": str(reason), **more}, status_code=status)
 
 
-def _pixels(served: Served, frame: Frame, kind: str) -> NDArray[np.uint8]:
-    if kind == "label":
-        return labels.read(served.labels, frame.name, frame.layers["frame"]())
-    return frame.layers[kind]()
+def _label(served: Served, frame: Frame) -> tuple[NDArray[np.uint8], str]:
+    return labels.read(served.labels, frame.name, frame.layers["frame"]())
 
 
 def _layer(served: Served, at: Mapping[str, Any]) -> Response:
@@ -137,14 +137,16 @@ def _layer(served: Served, at: Mapping[str, Any]) -> Response:
     wanted = "frame" if kind == "label" else kind  # of a label is asked whether it is of this frame
     if kind not in catalogue_lib.KINDS or wanted not in frame.layers:
         return _refused(frame.problem or "there is no such layer", 404)
+    headers = {}
     try:
-        pixels = _pixels(served, frame, kind)
+        if kind == "label":
+            pixels, headers[LABEL] = _label(served, frame)
+        else:
+            pixels = frame.layers[kind]()
     except Unreadable as error:
         return _refused(error, 422)
-    shape = ",".join(map(str, pixels.shape))
-    return Response(
-        pixels.tobytes(), media_type="application/octet-stream", headers={"x-shape": shape}
-    )
+    headers["x-shape"] = ",".join(map(str, pixels.shape))
+    return Response(pixels.tobytes(), media_type="application/octet-stream", headers=headers)
 
 
 def _qca(served: Served, at: Mapping[str, Any]) -> Response:
@@ -155,9 +157,9 @@ def _qca(served: Served, at: Mapping[str, Any]) -> Response:
         return _refused("there is no analysis of diameters", 404)
     try:
         if label:
-            return JSONResponse(
-                served.measured.of(_pixels(served, frame, "label"), case.spacing_mm)
-            )
+            mask, _ = _label(served, frame)
+            level = nearest(mask, frame.maps.values())
+            return JSONResponse(served.measured.of(mask, case.spacing_mm, level))
         return JSONResponse(frame.qca[which]())
     except Unreadable as error:
         return _refused(error, 422)
@@ -184,7 +186,7 @@ async def _save(served: Served, request: Request) -> Response:
     replace = served.overwrite or request.query_params.get("replace") == "yes"
     mask = np.frombuffer(bytes(body), np.uint8).reshape(pixels.shape)
     try:
-        await run_in_threadpool(
+        digest = await run_in_threadpool(
             labels.save,
             served.labels,
             frame.name,
@@ -192,12 +194,13 @@ async def _save(served: Served, request: Request) -> Response:
             mask,
             overwrite=replace,
             facts=_facts(served.catalogue, case, frame, started),
+            known=request.query_params.get("known"),
         )
     except labels.Exists as error:
-        return _refused(error, 409)
+        return _refused(error, 409, label=error.label)
     except labels.Refused as error:
         return _refused(error, 422)
-    return JSONResponse({"saved": frame.name, "artery_pixels": int(mask.sum())})
+    return JSONResponse({"saved": frame.name, "artery_pixels": int(mask.sum()), "label": digest})
 
 
 def _facts(catalogue: Catalogue, case: Case, frame: Frame, started: str) -> dict[str, Any]:

@@ -18,6 +18,19 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,119}")
 
 
 @dataclass(frozen=True)
+class ProbabilityMap:
+    """What a run says of a frame, before it is a mask.
+
+    Attributes:
+      read: function that reads the probability of artery, float32 [H, W]; raises Unreadable.
+      threshold: of the run, above 0 and below 1: its mask was made where the probability is above.
+    """
+
+    read: Callable[[], NDArray[np.float32]]
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Frame:
     """One picture.
 
@@ -27,6 +40,7 @@ class Frame:
       layers: kind -> function that reads its pixels [H, W]; raises Unreadable.
       qca: 'a' or 'b' -> function that reads the quantitative analysis; raises Unreadable.
       problem: why a file of it is missing, or ''.
+      maps: 'a' or 'b' -> what its mask was made from, where that and its threshold are known.
     """
 
     index: int
@@ -34,6 +48,7 @@ class Frame:
     layers: Mapping[str, Layer]
     qca: Mapping[str, Callable[[], dict[str, Any]]] = field(default_factory=dict)
     problem: str = ""
+    maps: Mapping[str, ProbabilityMap] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedReader
 
 # Windows has neither: there, folders are looked at before each use, and that is all.
 DESCRIPTORS = hasattr(os, "O_NOFOLLOW") and (
@@ -186,7 +186,7 @@ def inside(home: pathlib.Path, path: pathlib.Path, shown: str) -> pathlib.Path:
     return real
 
 
-def opened(home: pathlib.Path, path: pathlib.Path, shown: str) -> BinaryIO:
+def opened(home: pathlib.Path, path: pathlib.Path, shown: str) -> BufferedReader:
     """Opens for reading what `inside` finds, and nothing that has taken its place since.
 
     Args:

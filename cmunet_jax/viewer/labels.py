@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import secrets
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,10 @@ from tfds_angio import images
 from tfds_angio.errors import UserError
 
 IMAGES, MASKS, LOG = "imgs", "masks", "provenance.jsonl"
+NONE = "none"
+"""In the place of a digest: there is no label."""
+# What is looked at before a label is replaced is still so when it is.
+_SAVING = threading.Lock()
 
 
 class Refused(Exception):
@@ -34,7 +39,14 @@ class Refused(Exception):
 
 
 class Exists(Refused):
-    """There is a label of that name, and nobody has said that it may be replaced."""
+    """There is a label of that name, and nobody has said that this one may be replaced.
+
+    `label` is its digest.
+    """
+
+    def __init__(self, reason: str, label: str) -> None:
+        super().__init__(reason)
+        self.label = label
 
 
 def prepare(folder: pathlib.Path) -> None:
@@ -78,8 +90,10 @@ def saved(folder: pathlib.Path, name: str) -> bool:
     return (folder / MASKS / f"{name}.png").is_file()
 
 
-def read(folder: pathlib.Path, name: str, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The saved mask of `frame` [H, W], 0 or 1.
+def read(
+    folder: pathlib.Path, name: str, frame: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], str]:
+    """The saved mask of `frame` [H, W], 0 or 1, and the digest of its file.
 
     Raises:
       Unreadable: if there is none, or it belongs to another image.
@@ -88,7 +102,17 @@ def read(folder: pathlib.Path, name: str, frame: NDArray[np.uint8]) -> NDArray[n
     image = layers.frame(confined.read(folder, f"{IMAGES}/{name}.png", limit=limit), frame.shape)
     if not np.array_equal(image, frame):
         raise confined.Unreadable(f"the label {name} belongs to another image")
-    return layers.mask(confined.read(folder, f"{MASKS}/{name}.png", limit=limit), frame.shape)
+    content = confined.read(folder, f"{MASKS}/{name}.png", limit=limit)
+    return layers.mask(content, frame.shape), hashlib.sha256(content).hexdigest()
+
+
+def _digest(folder: pathlib.Path, name: str) -> str:
+    """SHA-256 of the file of a label; NONE where none can be read."""
+    try:
+        content = confined.read(folder, f"{MASKS}/{name}.png", limit=layers.MAX_BYTES)
+    except confined.Unreadable:
+        return NONE
+    return hashlib.sha256(content).hexdigest()
 
 
 def save(
@@ -99,8 +123,9 @@ def save(
     *,
     overwrite: bool,
     facts: Mapping[str, Any],
-) -> None:
-    """Writes one label.
+    known: str | None = None,
+) -> str:
+    """Writes one label; returns the digest of the mask's file.
 
     Args:
       folder: that `prepare` has made.
@@ -109,9 +134,10 @@ def save(
       mask: [H, W], 0 or 1.
       overwrite: whether a label of that name may be replaced.
       facts: what the mask was made from, for the log.
+      known: the digest of the label that whoever saves has seen last, or NONE; None if not said.
 
     Raises:
-      Exists: there is a label of that name, and not `overwrite`.
+      Exists: there is a label of that name, and not `overwrite`; or it is not the `known` one.
       Refused: the name, the mask or the folder does not allow it.
     """
     if not NAME.fullmatch(name):
@@ -121,6 +147,7 @@ def save(
     if mask.all():
         raise Refused("a mask without background is no label")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_SAVING)
         try:
             # Asked anew: a folder may have been exchanged for a link since `prepare`.
             home = stack.enter_context(confined.folder(folder))
@@ -134,17 +161,29 @@ def save(
         if others := _others(places, name):
             raise Refused(f"{others[0]} is there already, in another format; move it away first")
         file = f"{name}.png"
+        there = _digest(folder, name)
+        # Also where labels are replaced without a question: another's work is not what was meant.
+        if known is not None and known != there:
+            raise Exists(_changed(name, known, there), there)
         if not overwrite:
             if places[MASKS].holds(file, links=True):
-                raise Exists(f"there is a label {name} already")
+                raise Exists(f"there is a label {name} already", there)
             if places[IMAGES].holds(file) and not _same(folder, name, frame):
-                raise Exists(f"imgs/{file} is there already and is another image")
+                raise Exists(f"imgs/{file} is there already and is another image", there)
         content = layers.png(mask * np.uint8(255))
         # The mask comes last: there is never one without its image.
         _write(places[IMAGES], file, layers.png(frame), replace=True)
         _write(places[MASKS], file, content, replace=overwrite)
         digest = hashlib.sha256(content).hexdigest()
         _log(home, {"name": name, "mask_sha256": digest, **facts})
+        return digest
+
+
+def _changed(name: str, known: str, there: str) -> str:
+    if known == NONE:
+        return f"a label {name} has been saved elsewhere since this page was loaded"
+    what = "been removed" if there == NONE else "changed"
+    return f"the saved label {name} has {what} since this page loaded it"
 
 
 def _same(folder: pathlib.Path, name: str, frame: NDArray[np.uint8]) -> bool:
@@ -172,7 +211,8 @@ def _write(place: Folder, name: str, content: bytes, *, replace: bool) -> None:
         else:
             place.link(name, to=temporary)
     except FileExistsError:
-        raise Exists(f"there is a label {name.removesuffix('.png')} already") from None
+        # By another process, between the look and the writing.
+        raise Exists(f"there is a label {name.removesuffix('.png')} already", NONE) from None
     except OSError as error:
         raise Refused(f"{shown}: {error.strerror}") from None
     finally:

@@ -55,7 +55,16 @@ def mask(data: bytes, shape: tuple[int, int]) -> Pixels:
 
 
 def probability(data: bytes, shape: tuple[int, int]) -> Pixels:
-    """uint8 [H, W], 0..255 for probabilities 0..1, of a PNG of 8 or 16 bits or of an NPZ.
+    """uint8 [H, W], 0..255 for probabilities 0..1: what `probabilities` reads, to be shown.
+
+    Raises:
+      Unreadable: as `probabilities`.
+    """
+    return np.rint(255 * probabilities(data, shape)).astype(np.uint8)
+
+
+def probabilities(data: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """float32 [H, W] in 0..1, of a PNG of 8 or 16 bits or of an NPZ.
 
     Raises:
       Unreadable: damaged, of another size, or not between 0 and 1.
@@ -65,11 +74,11 @@ def probability(data: bytes, shape: tuple[int, int]) -> Pixels:
         full = {"uint8": 255, "uint16": 65535}.get(str(pixels.dtype))
         if full is None:
             raise Unreadable(f"probabilities of {pixels.dtype}")
-        return np.rint(pixels.astype(np.float32) * (255 / full)).astype(np.uint8)
+        return pixels.astype(np.float32) / np.float32(full)
     values = _probability_npz(data, shape)
     if not (values >= 0).all() or not (values <= 1).all():  # also False for NaN
         raise Unreadable("probabilities that are not between 0 and 1")
-    return np.rint(255 * values).astype(np.uint8)
+    return values
 
 
 def _probability_npz(data: bytes, shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -53,20 +53,31 @@ def of_images(source: pathlib.Path) -> Catalogue:
         kinds = ", ".join(images.SUFFIXES)
         raise UserError(f"config.images={source} holds no image ({kinds}) and no DICOM.")
     named = [one for one in kept if isinstance(one, inputs.Input) and one.kind != "dicom"]
-    names = dict(zip(named, _names([one.path for one in named]), strict=True))
+    called = zip(named, _names([one.path for one in named]), strict=True)
+    names: dict[inputs.Input | inputs.Refused, str] = dict(called)
     taken = {name.casefold() for name in names.values()}
-    cases, told = [], []
-    for one in kept:
-        if isinstance(one, inputs.Refused):
-            case = Case(one.input, "", 0, 0, (), 0, problem=one.reason)
-        elif one.kind == "dicom":
-            case = _run(one, home, taken)
-        else:
-            case = _image(one.path, names[one], home)
-        if one not in names:
-            told.append(catalogue.sendable(f"{one.path} -> {case.id}"))
-        cases.append(case)
-    return Catalogue(tuple(cases), told=tuple(told))
+    opened = [_case(one, names.get(one, ""), home, taken) for one in kept]
+    refused = iter(inputs.numbered([one for one in opened if isinstance(one, inputs.Refused)]))
+    cases = tuple(one if isinstance(one, Case) else _nothing(next(refused)) for one in opened)
+    told = [
+        f"{one.path} -> {case.id}" + (f": {case.problem}" if case.problem else "")
+        for one, case in zip(kept, cases, strict=True)
+        if one not in names
+    ]
+    return Catalogue(cases, told=tuple(map(catalogue.sendable, told)))
+
+
+def _case(
+    one: inputs.Input | inputs.Refused, name: str, home: pathlib.Path | None, taken: set[str]
+) -> Case | inputs.Refused:
+    """A file as a case; `name` is an image's, `taken` as of `_run`."""
+    if isinstance(one, inputs.Refused):
+        return one
+    return _run(one, home, taken) if one.kind == "dicom" else _image(one.path, name, home)
+
+
+def _nothing(refused: inputs.Refused) -> Case:
+    return Case(refused.input, "", 0, 0, (), 0, problem=refused.reason)
 
 
 def _look(path: pathlib.Path, home: pathlib.Path | None) -> inputs.Input | inputs.Refused | None:
@@ -138,13 +149,13 @@ def _image(path: pathlib.Path, name: str, home: pathlib.Path | None) -> Case:
     return Case(name, "", 0, 0, (frame,), 1, problem=problem)
 
 
-def _run(item: inputs.Input, home: pathlib.Path | None, taken: set[str]) -> Case:
+def _run(item: inputs.Input, home: pathlib.Path | None, taken: set[str]) -> Case | inputs.Refused:
     """The frames of a DICOM; `taken` are names of labels, to which theirs are added."""
     opener = None if home is None else functools.partial(_descriptor, item.path, home)
     try:
         found = inputs.distinct(inputs.open_case(item, opener=opener), taken)
     except UnreadableCase as error:
-        return Case("a DICOM", "", 0, 0, (), 0, problem=str(error))
+        return inputs.Refused(str(item.path), _label(item, home), str(error))
     problem = ""
     if found.burned_in:
         problem = "the picture is withheld: it may name the patient"
@@ -171,6 +182,17 @@ def _run(item: inputs.Input, home: pathlib.Path | None, taken: set[str]) -> Case
         problem=problem,
         spacing_mm=(size.rows_mm, size.columns_mm) if size else None,
     )
+
+
+def _label(item: inputs.Input, home: pathlib.Path | None) -> str:
+    """What a DICOM that cannot be used is called: as by predict, if it lies in `home` now."""
+    if home is None:
+        return item.label
+    try:
+        with confined.opened(home, item.path, "it") as file:
+            return f"dicom-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    except (Unreadable, OSError):
+        return "a DICOM"
 
 
 def _descriptor(path: pathlib.Path, home: pathlib.Path) -> int:

@@ -10,14 +10,14 @@ import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmunet_jax.predict import record
 from cmunet_jax.viewer import analysis, catalogue, confined, layers
-from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame
+from cmunet_jax.viewer.catalogue import Case, Catalogue, Frame, ProbabilityMap
 from tfds_angio.errors import UserError
 
 _MAX_BYTES = 2**26
@@ -27,6 +27,16 @@ _DECODERS: Mapping[str, Callable[[bytes, tuple[int, int]], NDArray[np.uint8]]] =
     "mask": layers.mask,
     "probability": layers.probability,
 }
+Number = TypeVar("Number", np.uint8, np.float32)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where frames come from: the folder of a run, its place 'a' or 'b', its threshold if known."""
+
+    root: pathlib.Path
+    which: str
+    threshold: float | None
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,11 @@ def read(root: pathlib.Path, key: str, which: str) -> Run:
             "Give the folder of a run of configs/predict.py."
         ) from None
     rows = document["cases"][:_MAX_CASES]
-    home = root.resolve()  # a link that the user names is followed once, here
+    # A link that the user names is followed once, here.
+    source = _Source(root.resolve(), which, _threshold(document["options"]))
     digests = tuple(_text(c.get("digest"), 64) for c in _dicts(document.get("checkpoints")))
     return Run(
-        cases=_distinct(_case(home, row, number, which) for number, row in enumerate(rows)),
+        cases=_distinct(_case(source, row, number) for number, row in enumerate(rows)),
         digests=digests,
         name=_name(_dicts(document.get("checkpoints")), root),
         failed=tuple(
@@ -110,7 +121,7 @@ def _distinct(cases: Any) -> tuple[Case, ...]:
     return tuple(kept)
 
 
-def _case(root: pathlib.Path, row: Any, number: int, which: str) -> Case:
+def _case(source: _Source, row: Any, number: int) -> Case:
     label = f"case {number + 1}"
     try:
         label = _text(row["id"], 120) or label
@@ -123,7 +134,7 @@ def _case(root: pathlib.Path, row: Any, number: int, which: str) -> Case:
         if height * width > layers.MAX_PIXELS:
             raise ValueError(f"{height} × {width} pixels are more than can be shown")
         shape = (height, width)
-        frames = [_frame(root, entry, shape, which) for entry in row["frames"][:_MAX_FRAMES]]
+        frames = [_frame(source, entry, shape) for entry in row["frames"][:_MAX_FRAMES]]
         said = row.get("notes")
         notes = [_text(n) for n in said if isinstance(n, str)] if isinstance(said, list) else []
         source_frames = row["source_frames"] if isinstance(row["source_frames"], int) else 0
@@ -146,6 +157,14 @@ def _case(root: pathlib.Path, row: Any, number: int, which: str) -> Case:
     )
 
 
+def _threshold(options: Any) -> float | None:
+    """That of a run, above 0 and below 1; None where it is no such number."""
+    value = options.get("threshold") if isinstance(options, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        return None
+    return float(value)
+
+
 def _spacing(value: Any) -> tuple[float, float] | None:
     """Millimetres between rows and between columns; None for null."""
     if value is None:
@@ -157,7 +176,8 @@ def _spacing(value: Any) -> tuple[float, float] | None:
     return float(sizes[0]), float(sizes[1])
 
 
-def _frame(root: pathlib.Path, row: Any, shape: tuple[int, int], which: str) -> Frame:
+def _frame(source: _Source, row: Any, shape: tuple[int, int]) -> Frame:
+    root, which = source.root, source.which
     index = row["index"]
     if isinstance(index, bool) or not isinstance(index, int) or index < 0:
         raise ValueError("the index of a frame is no whole number from 0")
@@ -181,15 +201,19 @@ def _frame(root: pathlib.Path, row: Any, shape: tuple[int, int], which: str) -> 
     analyses: dict[str, Callable[[], dict[str, Any]]] = {}
     if row.get("qca") is not None:
         analyses[which] = functools.partial(_analysis, root, row["qca"])
-    return Frame(index, name, kept, analyses, problem)
+    maps: dict[str, ProbabilityMap] = {}
+    if source.threshold is not None and f"probability-{which}" in kept:
+        read = functools.partial(_layer, root, row["probability"], layers.probabilities, shape)
+        maps[which] = ProbabilityMap(read, source.threshold)
+    return Frame(index, name, kept, analyses, problem, maps)
 
 
 def _layer(
     root: pathlib.Path,
     name: str,
-    decode: Callable[[bytes, tuple[int, int]], NDArray[np.uint8]],
+    decode: Callable[[bytes, tuple[int, int]], NDArray[Number]],
     shape: tuple[int, int],
-) -> NDArray[np.uint8]:
+) -> NDArray[Number]:
     data = confined.read(root, name, limit=layers.MAX_BYTES)
     try:
         return decode(data, shape)
@@ -231,7 +255,12 @@ def _merge(frame: Frame, others: Mapping[int, Frame]) -> Frame:
     if other is None:
         return frame
     extra = {kind: layer for kind, layer in other.layers.items() if kind.endswith("-b")}
-    return replace(frame, layers={**frame.layers, **extra}, qca={**frame.qca, **other.qca})
+    return replace(
+        frame,
+        layers={**frame.layers, **extra},
+        qca={**frame.qca, **other.qca},
+        maps={**frame.maps, **other.maps},
+    )
 
 
 def of_runs(root: pathlib.Path, second: pathlib.Path | None) -> Catalogue:

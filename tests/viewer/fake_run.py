@@ -138,7 +138,7 @@ def build(root: Path, *, width: float = 8.0, digest: str = "a" * 64, failed: boo
         "checkpoints": [
             {"digest": digest, "step": 400, "weights": "ema", "preprocessing": {}, "width": 8}
         ],
-        "options": {},
+        "options": {"threshold": 0.5},
         "versions": {},
         "cases": [
             _case(root, "left-anterior", "image", [0], width),

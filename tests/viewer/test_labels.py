@@ -39,9 +39,9 @@ def files(folder: Path) -> list[str]:
 
 
 def test_the_mask_that_was_painted_is_what_lies_there(viewer: Viewer, two_runs):
-    answer = post(viewer, painted(), f"{RUN}/3")
-    assert answer.json == {"saved": "dicom-0123456789ab_0003", "artery_pixels": 180}
-    name = "dicom-0123456789ab_0003"
+    answer, name = post(viewer, painted(), f"{RUN}/3"), "dicom-0123456789ab_0003"
+    digest = hashlib.sha256((viewer.labels / f"masks/{name}.png").read_bytes()).hexdigest()
+    assert answer.json == {"saved": name, "artery_pixels": 180, "label": digest}
     mask = fake_run.stored(viewer.labels / f"masks/{name}.png")
     assert mask.dtype == np.uint8 and np.array_equal(mask, painted() * 255)
     image = fake_run.stored(viewer.labels / f"imgs/{name}.png")
@@ -50,6 +50,7 @@ def test_the_mask_that_was_painted_is_what_lies_there(viewer: Viewer, two_runs):
     assert files(viewer.labels) == [f"imgs/{name}.png", f"masks/{name}.png", labels.LOG]
     read = viewer.ask(f"/api/layer/{RUN}/3/label")
     assert read.body == painted().tobytes() and read.headers["x-shape"] == f"{HEIGHT},{WIDTH}"
+    assert read.headers["x-label"] == digest
     frames = viewer.ask("/api/cases").json["cases"][RUN]["frames"]
     assert [f["saved"] for f in frames] == [False, False, False, True, False]
 
@@ -83,6 +84,36 @@ def test_the_config_can_say_it_for_all(two_runs, tmp_path):
         for seed in (0, 1):
             assert post(viewer, painted(seed)).status == 200
         assert viewer.ask("/api/layer/0/0/label").body == painted(1).tobytes()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_label_that_has_changed_since_it_was_loaded_is_not_lost(two_runs, tmp_path, overwrite):
+    """Whatever was answered to the question, and whether or not the config asks one."""
+    say = "from=label&replace=yes&known="
+    with viewing(runs.of_runs(two_runs[0], None), tmp_path, overwrite=overwrite) as viewer:
+        first = post(viewer, painted(0), query=f"{say}none").json["label"]
+        loaded = viewer.ask("/api/layer/0/0/label").headers["x-label"]
+        second = post(viewer, painted(1), query=f"{say}{loaded}").json["label"]
+        assert first == loaded != second
+        for known, words in (
+            (first, "changed"),
+            ("none", "been saved elsewhere"),
+            ("x", "changed"),
+        ):
+            refused = post(viewer, painted(2), query=say + known)
+            assert refused.status == 409 and refused.json["label"] == second
+            assert words in refused.reason and "since this page" in refused.reason
+            assert viewer.ask("/api/layer/0/0/label").body == painted(1).tobytes()
+        asked = post(viewer, painted(2), query=f"from=label&known={second}")
+        assert asked.status == (200 if overwrite else 409)
+        if not overwrite:
+            assert asked.reason == "there is a label left-anterior already"
+            assert asked.json["label"] == second
+        (tmp_path / "masks/left-anterior.png").unlink()
+        refused = post(viewer, painted(2), query=say + second)
+        assert refused.status == 409 and refused.json["label"] == "none"
+        assert "has been removed since" in refused.reason
+        assert post(viewer, painted(2), query=f"{say}none").status == 200
 
 
 def test_another_image_of_that_name_is_not_touched(viewer: Viewer):

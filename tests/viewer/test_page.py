@@ -14,7 +14,7 @@ from cmunet_jax.viewer import runs
 from tests.report import browser
 from tests.report.browser import DESK, PHONE
 from tests.viewer import fake_run
-from tests.viewer.client import Viewer, viewing
+from tests.viewer.client import TOKEN, Viewer, viewing
 from tests.viewer.page import BOTH, FIRST, SECOND, opened
 
 RUN = 1  # the case of five frames
@@ -63,9 +63,26 @@ def test_it_opens_quietly_and_can_be_read_by_all(
         assert found.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
         assert (found.said, found.foreign) == ([], [])
         # The token is not left in the address, where a screenshot would show it.
-        assert "#" not in found.page.url
+        assert TOKEN not in found.page.url
         found.page.reload()
         found.shown(0, 0)
+
+
+def test_a_reload_comes_back_to_the_frame(chromium: Any, standing: Viewer):
+    with opened(chromium, standing) as found:
+        found.press("j")
+        found.shown(RUN, 0)
+        found.press("g", ".", ".")
+        found.shown(RUN, 2)
+        found.until("location.hash === '#1/2'")
+        found.page.reload()
+        found.shown(RUN, 2)
+        assert found.page.input_value("#frame") == "2"
+        for place, wanted in (("#7/3", (0, 0)), ("#1/99", (RUN, 4)), ("#picture", (0, 0))):
+            found.page.evaluate("place => history.replaceState(null, '', place)", place)
+            found.page.reload()
+            found.shown(*wanted)
+        assert (found.said, found.foreign) == ([], [])
 
 
 def test_without_the_token_the_page_says_so(chromium: Any, standing: Viewer):

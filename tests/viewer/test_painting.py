@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from cmunet_jax import qca
+from cmunet_jax.predict import record
 from cmunet_jax.qca import graph
 from cmunet_jax.viewer import pictures
 from tests.report import browser
@@ -20,6 +22,8 @@ from tests.viewer.fake_run import HEIGHT, WIDTH
 from tests.viewer.page import Page, opened
 
 PREDICTED = fake_run.draw()
+# What Chromium itself writes to the console when a save has to be asked about.
+REFUSED = "Failed to load resource: the server responded with a status of 409 (Conflict)"
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 
 
@@ -81,7 +85,9 @@ def test_a_stroke_of_the_mouse_is_saved_as_it_is_drawn(chromium: Any, viewer: Vi
         assert found.said == []
 
 
-def test_a_corrected_mask_is_measured_when_it_is_saved(chromium: Any, viewer: Viewer):
+def test_a_corrected_mask_is_measured_when_it_is_saved(
+    chromium: Any, viewer: Viewer, two_runs: tuple[Path, Path]
+):
     def least() -> float:
         return float(found.page.locator("#segments tr").first.locator("td").nth(1).text_content())
 
@@ -90,6 +96,7 @@ def test_a_corrected_mask_is_measured_when_it_is_saved(chromium: Any, viewer: Vi
     with opened(chromium, viewer) as found:
         predicted = least()
         assert found.page.input_value("#qca-which") == "a"
+        assert not found.page.is_visible("#chart-contour")  # this run's file does not say
         assert "not on what you paint" in found.page.text_content("#qca-note")
         found.page.locator("[data-tool=paint]").click()
         found.fade("brush", 9)  # over the stenosis
@@ -102,7 +109,9 @@ def test_a_corrected_mask_is_measured_when_it_is_saved(chromium: Any, viewer: Vi
         assert found.page.evaluate(chosen) == "Corrected mask"
         assert "as it was last saved" in found.page.text_content("#qca-note")
         # As from the file that lies there; the narrowest place of before is as wide as the brush.
-        written = qca.analyse(saved(viewer), spacing=(fake_run.SPACING,) * 2)
+        sure = record.read_probability(two_runs[0] / "probabilities/left-anterior.png")
+        written = qca.analyse(saved(viewer), spacing=(fake_run.SPACING,) * 2, probability=sure)
+        assert "between the pixels" in found.page.text_content("#chart-contour")
         assert f"{least():.2f}" == f"{np.nanmin(written.segments[0].diameter_mm):.2f}"
         assert least() > 1.3 * predicted
         assert browser.accessibility(found.page) == []
@@ -245,7 +254,7 @@ def test_a_label_is_replaced_only_after_a_question(chromium: Any, viewer: Viewer
         found.page.select_option("#against", "prediction-a")
         dice = 2 * (changed & PREDICTED).sum() / (changed.sum() + PREDICTED.sum())
         assert f"{dice:.3f}" in found.page.text_content("#agreement")
-        assert found.said == []
+        assert found.said == [REFUSED] * 2
 
 
 @pytest.mark.slow
@@ -263,6 +272,52 @@ def test_a_label_that_came_meanwhile_is_asked_about_too(chromium: Any, viewer: V
         found.page.locator("#replace-dialog .danger").click()
         found.page.wait_for_selector("#status:has-text('Saved as it was predicted: labels/masks/')")
         assert np.array_equal(saved(viewer), PREDICTED)
+
+
+def test_what_another_tab_saved_is_told_before_it_is_replaced(chromium: Any, viewer: Viewer):
+    def asked(found: Page, words: str) -> None:
+        found.press("s")
+        found.page.wait_for_selector("#replace-dialog[open]")
+        assert words in found.page.text_content("#replace-text")
+
+    with opened(chromium, viewer) as first, opened(chromium, viewer) as second:
+        for found in (first, second):
+            found.press("p", "g")
+        first.press("Space")
+        save(first)
+        second.press("ArrowLeft", "Space")
+        asked(second, "A label left-anterior has been saved elsewhere since this page was loaded.")
+        second.page.locator("#replace-dialog .danger").click()
+        second.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
+        # The first one goes on from what it saved itself.
+        before = saved(viewer)
+        first.press("ArrowRight", "Space")
+        asked(first, "The saved label left-anterior has changed since this page loaded it.")
+        first.press("Enter")
+        first.page.wait_for_selector("#status:has-text('Not saved')")
+        assert np.array_equal(saved(viewer), before)
+        first.page.wait_for_selector("#against option[value=label]", state="attached")
+        first.page.select_option("#against", "label")  # the one that is there now
+        painted = first.page.text_content("#agreement")
+        assert "Dice" in painted and "1.000" not in painted
+        asked(first, "has changed since")
+        first.page.locator("#replace-dialog .danger").click()
+        first.page.wait_for_selector("#status:has-text('Saved: labels/masks/')")
+        assert not np.array_equal(saved(viewer), before)
+        # What it has saved itself is no surprise.
+        first.press("Space", "ArrowDown", "Space")
+        asked(first, "There is a label left-anterior already.")
+        first.press("Enter")
+        second.press("v", "j")  # and back: what lies there, not what this page had saved
+        second.shown(1, 0)
+        second.press("k")
+        second.shown(0, 0)
+        script = "document.querySelector('#agreement dd:last-of-type').textContent"
+        second.page.select_option("#against", "prediction-a")
+        mask = saved(viewer)
+        dice = 2 * (mask & PREDICTED).sum() / (mask.sum() + PREDICTED.sum())
+        assert second.page.evaluate(script) == f"{dice:.3f}"
+        assert (first.said, second.said) == ([REFUSED] * 3, [REFUSED])
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cmunet_jax.selection import dicoms
 from cmunet_jax.viewer import confined, pictures
 from cmunet_jax.viewer.confined import Unreadable
 from tests.imaging import xa
@@ -76,7 +77,7 @@ def test_they_are_painted_from_nothing(folder: Path, tmp_path: Path):
         body = np.zeros((height, width), np.uint8)
         body[10:20, 10:50] = 1
         saved = viewer.ask("/api/label/0/0?from=empty", method="POST", body=body.tobytes())
-        assert saved.json == {"saved": "float", "artery_pixels": 400}
+        assert saved.json["saved"] == "float" and saved.json["artery_pixels"] == 400
         mask = fake_run.stored(tmp_path / "labels/masks/float.png")
         assert np.array_equal(mask, body * 255)
 
@@ -160,6 +161,30 @@ def test_a_dicom_is_found_by_its_content_and_called_by_its_digest(
         # A painted mask is measured in the pixels that the file gives.
         assert viewer.ask(f"/api/qca/{at}/1/label").json["spacing_mm"] == [0.3, 0.2]
     assert len(hashed) == count  # a file is read through once
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_dicoms_that_cannot_be_read_are_told_apart(tmp_path: Path, listed: bool):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    called = {}
+    for number, name in enumerate(("Erika", "Max", "Otto")):
+        path = pool / f"{name}.dcm"
+        dicom_run(path, number + 1)
+        path.write_bytes(path.read_bytes()[:-500])
+        called[name] = f"dicom-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    (pool / "Zoe.dcm").write_bytes((pool / "Max.dcm").read_bytes())
+    called["Zoe"] = f"{called['Max']}-2"  # a copy
+    (tmp_path / "list.txt").write_text("".join(f"pool/{name}.dcm\n" for name in called))
+    found = pictures.of_images(tmp_path / "list.txt" if listed else pool)
+    assert [case.id for case in found.cases] == [*called.values()]
+    for case, line, (name, wanted) in zip(found.cases, found.told, called.items(), strict=True):
+        assert case.problem and not case.frames
+        assert line == f"{pool / name}.dcm -> {wanted}: {case.problem}"
+        assert name not in f"{case}"
+    assert [name for name, _ in dicoms.find(pool, without=tmp_path / "none").failed] == [
+        label.removesuffix("-2") for label in called.values()
+    ]
 
 
 def test_a_dicom_that_is_exchanged_for_a_link_is_not_followed(

@@ -3,6 +3,11 @@
 const SVG = "http://www.w3.org/2000/svg";
 const BOX = { width: 300, height: 160, left: 30, right: 8, top: 22, bottom: 30 };
 
+const CONTOURS = {
+  probability: "Contour: between the pixels, by the probability.",
+  mask: "Contour: of the mask’s pixels.",
+};
+
 const known = (value) => value !== null && value !== undefined;
 const shown = (value, digits) => (known(value) ? value.toFixed(digits) : "–");
 
@@ -28,7 +33,7 @@ export class Diameters {
     this.segment = null;
     this.at = null;
     const get = (id) => document.getElementById(id);
-    this.parts = { none: get("qca-none"), some: get("qca-some"), chart: get("chart"), place: get("chart-place"), why: get("chart-why"), head: get("segments-head"), rows: get("segments") };
+    this.parts = { none: get("qca-none"), some: get("qca-some"), chart: get("chart"), place: get("chart-place"), why: get("chart-why"), contour: get("chart-contour"), head: get("segments-head"), rows: get("segments") };
     this.parts.chart.addEventListener("pointermove", (event) => this._hover(event));
     this.parts.chart.addEventListener("pointerdown", (event) => this._hover(event));
     this.parts.chart.addEventListener("keydown", (event) => this._key(event));
@@ -46,6 +51,8 @@ export class Diameters {
       this.on.segment();
       return;
     }
+    this.parts.contour.textContent = CONTOURS[analysis.contour] ?? "";
+    this.parts.contour.hidden = !(analysis.contour in CONTOURS);
     this._table();
     this.choose(narrowest(analysis));
   }

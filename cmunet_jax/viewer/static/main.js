@@ -44,6 +44,7 @@ async function open(at, frame, { refit = false } = {}) {
   state.frame = Math.max(0, Math.min(frame, all[state.case].frames.length - 1));
   const found = frameOf();
   bar();
+  api.note(state.case, state.frame);
   if (!found) return close(all[state.case].problem || "This case has no frame.");
   const kinds = [...found.layers, ...(found.saved ? ["label"] : [])];
   const read = await Promise.allSettled(kinds.map((kind) => api.layer(state.case, state.frame, kind)));
@@ -59,7 +60,10 @@ async function open(at, frame, { refit = false } = {}) {
   const { height, width } = layers.frame, { case: caseAt, frame: index } = state;
   const shown = { at: caseAt, index, found, layers, height, width, blind, two: "b" in state.data.checkpoints };
   const [first] = choices(shown);
-  shown.edit = state.edits.get(keyOf(shown)) ?? new Edit(maskOf(shown, first), height, width, first);
+  const known = found.saved ? layers.label?.label : api.NONE, held = state.edits.get(keyOf(shown));
+  // A mask that is saved, and was replaced by another tab, is no longer what lies there.
+  const past = held && !held.changed && layers.label && held.known !== known;
+  shown.edit = held && !past ? held : new Edit(maskOf(shown, first), height, width, first, known);
   state.edits.set(keyOf(shown), shown.edit);
   state.shown = shown;
   trouble(wrong.join("; "));
@@ -256,12 +260,13 @@ function redo() {
 }
 
 function restart(choice) {
-  const { shown } = state, { edit } = shown;
+  const { shown } = state, { edit, layers } = shown;
   pen(false);
   // A mask that was painted on can be had back by undoing; one that was only looked at need not.
   if (edit.strokes.length) edit.become(maskOf(shown, choice));
   else edit.mask.set(maskOf(shown, choice));
   edit.from = choice;
+  if (choice === "label") edit.known = layers.label.label;
   changed();
 }
 
@@ -269,27 +274,26 @@ async function save() {
   if (!state.shown || state.shown.blind) return;
   stop();
   pen(false);
-  const { at, index, found, edit } = state.shown;
+  const { shown } = state, { at, index, found, edit } = shown;
   const empty = !edit.mask.includes(1);
   if (empty && !(await ask("Save a label without artery?", `The mask of ${found.name} is empty.`, "Save"))) return;
-  const mask = edit.mask.slice(), done = edit.done, words = savedWords(state.shown);
-  const keep = async (reason) => !(await ask("Replace the saved label?", `${reason}.`, "Replace"));
-  const kept = () => say("Not saved: the label is as it was.");
-  const known = found.saved && !state.data.overwrite;
-  if (known && (await keep(`There is a label ${found.name} already`))) return kept();
+  const mask = edit.mask.slice(), done = edit.done, words = savedWords(shown);
   try {
-    let answer;
-    try {
-      answer = await api.save(at, index, mask, edit.from, known);
-    } catch (error) {
-      // Of a label that came from elsewhere since the page was opened, the server says so.
-      if (error.status !== 409) throw error;
-      if (await keep(`${error.message[0].toUpperCase()}${error.message.slice(1)}`)) return kept();
-      answer = await api.save(at, index, mask, edit.from, true);
+    let answer, replace = false, known = edit.known;
+    while (!answer) {
+      try {
+        answer = await api.save(at, index, mask, edit.from, known, replace);
+      } catch (error) {
+        // There is a label, or another than this page knows of: another tab may have saved one.
+        if (error.status !== 409) throw error;
+        const reason = `${error.message[0].toUpperCase()}${error.message.slice(1)}.`;
+        if (!(await ask("Replace the saved label?", reason, "Replace"))) return kept(shown, error.label);
+        [known, replace] = [error.label, true];
+      }
     }
     edit.saved = done;
+    edit.known = answer.label;
     found.saved = true;
-    api.forget(at, index, "label");
     say(`${words}: ${state.data.labels}/masks/${answer.saved}.png, ${answer.artery_pixels} px of artery`);
     cases.select(state.case);
     controls();
@@ -298,6 +302,20 @@ async function save() {
   } catch (error) {
     say(`Not saved: ${error.message}`);
   }
+}
+
+/** After a mask was not saved: shows the label that is there, where it is another than before. */
+async function kept(shown, label) {
+  const { at, index, found, edit, layers } = shown;
+  say("Not saved: the label is as it was.");
+  if (label === edit.known) return;
+  found.saved = label !== api.NONE;
+  if (found.saved) layers.label = await api.layer(at, index, "label").catch(() => layers.label);
+  cases.select(state.case);
+  if (state.shown !== shown) return;
+  if (edit.from === "label" && !edit.strokes.length) restart("label");
+  else changed();
+  analyse(state.asked);
 }
 
 // ---------------------------------------------------------------- the brush without a mouse
@@ -485,7 +503,8 @@ async function start() {
   get("checkpoints").replaceChildren(...Object.entries(checkpoints).map(([which, name]) => Object.assign(document.createElement("li"), { textContent: `${nameOf(`prediction-${which}`, two)}: ${name}` })));
   wire();
   brush(6);
-  await open(0, 0);
+  const [at, frame] = api.place();
+  await (at < state.data.cases.length ? open(at, frame) : open(0, 0));
 }
 
 start();

@@ -2,11 +2,12 @@
 
 /** What a stroke is kept as: the pixels that it changed, so that undoing is the same as doing. */
 export class Edit {
-  constructor(mask, height, width, from) {
+  constructor(mask, height, width, from, known) {
     this.mask = mask.slice();
     this.height = height;
     this.width = width;
     this.from = from; // prediction-a, prediction-b, label or empty
+    this.known = known; // as of api.save: the label that there was when this mask was begun or saved
     this.strokes = [];
     this.done = 0; // how many strokes are in the mask
     this.saved = 0; // how many were when it was saved; -1: no longer to be had by undoing
