@@ -85,8 +85,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     _require_one_run(config, workdir)
     record.check_workdir(workdir, config)
     chosen = choose_images(config)
-    images = [chosen.dataset.name, chosen.dataset.fingerprint, *chosen.ids]
-    processes.require_same({"the images": " ".join(images)}, seconds=processes.DATA_SECONDS)
+    about = f"{chosen.dataset.name}, {chosen.dataset.fingerprint}"
+    same = {"the data set": about, "the images": chosen.ids}
+    processes.require_same(same, seconds=processes.DATA_SECONDS)
     before = record.read_facts(workdir)
     record.check_data(workdir, before, chosen.dataset)
     provenance.check_same_labels(workdir, before, config, chosen)
@@ -123,9 +124,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
 def _require_one_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Raises a UserError unless all processes have the same number, workdir and config."""
     own = ("hosts.", "data.dir", "data.source", "data.workers")
-    shared = {k: v for k, v in config_lib.flatten(config) if not k.startswith(own)}
-    facts = {"the number of processes": str(hosts.announced(config))}
-    facts |= {"--workdir": str(workdir.resolve()), "the config": str(shared)}
+    shared = {f"config.{k}": v for k, v in config_lib.flatten(config) if not k.startswith(own)}
+    facts: dict[str, processes.Fact] = {"the number of processes": str(hosts.announced(config))}
+    facts |= {"--workdir": str(workdir.resolve()), "the config": shared}
     processes.require_same(facts, seconds=processes.START_SECONDS)
 
 
@@ -279,14 +280,12 @@ def _fit(
     told = progress.Progress(total, config.batch_size, start=done)
     with open_batches(config, inputs, done, mesh) as batches:
         first = next(batches)
-        compiled = loop.compile_step(
-            train_step, state, first, steps=total - done, stage=config.stage
-        )
+        step = loop.compile_step(train_step, state, first, steps=total - done, stage=config.stage)
         write_record()
         with writers.create_writer(workdir, start_step=done) as writer:
             try:
                 loop.fit(
-                    compiled,
+                    step,
                     state,
                     itertools.chain([first], batches),
                     total_steps=total,
