@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import threading
 from concurrent import futures
 
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from cmunet_jax.stages import train
 from cmunet_jax.train import processes
 from tfds_angio.errors import UserError
 
@@ -88,3 +91,36 @@ def test_of_images_their_number_and_the_first_that_differs_are_told(compare):
     assert "(here: 1,200, number 2 is 'other')." in said[1]
     said, _ = compare(here, here | {"the data set": "y"})
     assert "differ in the data set (here: x)." in said[0]
+
+
+class Reached(Exception):
+    """The stage came this far."""
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_only_the_first_process_shows_bars(tiny_dataset, monkeypatch, tmp_path, capfd, number):
+    config = importlib.import_module("configs.pretrain").get_config("size=tiny")
+    config.data.dir = str(tiny_dataset.directory.parents[2])
+    config.data.workers = 1
+    built = []
+    own = dataclasses.replace(train.choose_images(config), ids=tiny_dataset.ids("train")[:8])
+
+    def choose_images(config, *, progress):
+        built.append(progress)
+        return own
+
+    def prepare(dataset, split, chain, **how):
+        return prepare_in(dataset, split, chain, cache_dir=tmp_path / "prepared", **how)
+
+    def durations(*_):
+        raise Reached
+
+    prepare_in = train.source.prepare
+    monkeypatch.setattr(train, "choose_images", choose_images)
+    monkeypatch.setattr(train.source, "prepare", prepare)
+    monkeypatch.setattr(train, "durations", durations)
+    monkeypatch.setattr(processes, "is_first", lambda: number == 0)
+    with pytest.raises(Reached):
+        train.run(config, tmp_path / "run")
+    assert built == [number == 0]
+    assert ("preparing" in capfd.readouterr().err) == (number == 0)
