@@ -15,11 +15,11 @@ _MADE_BY = {
 }
 
 
-def open_or_build(options: ml_collections.ConfigDict) -> AngioDataset:
+def open_or_build(options: ml_collections.ConfigDict, *, progress: bool = True) -> AngioDataset:
     """Opens `options.name` under `options.dir`, building it first where that is possible.
 
     The synthetic set needs no source and is always built on demand; others are built when
-    `options.source` names the user's files.
+    `options.source` names the user's files. `progress`: whether to show a bar while it is built.
 
     Raises:
       UserError: if the set is neither there nor can be built, or cannot be divided as
@@ -32,6 +32,7 @@ def open_or_build(options: ml_collections.ConfigDict) -> AngioDataset:
             source=options.source or None,
             options=option_parser.from_command_line(options.options.split()),
             workers=options.workers or None,
+            progress=progress,
         )
     else:
         dataset = open_dataset(options.name, data_dir=options.dir)

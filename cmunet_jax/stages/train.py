@@ -84,9 +84,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     objective.check_batch(config.batch_size, accumulation=config.accumulation)
     _require_one_run(config, workdir)
     record.check_workdir(workdir, config)
-    chosen = choose_images(config)
-    images = [chosen.dataset.name, chosen.dataset.fingerprint, *chosen.ids]
-    processes.require_same({"the images": " ".join(images)}, seconds=processes.DATA_SECONDS)
+    chosen = choose_images(config, progress=processes.is_first())
+    same = {"the data set's content": chosen.dataset.fingerprint, "the images": chosen.ids}
+    processes.require_same(same, seconds=processes.DATA_SECONDS)
     before = record.read_facts(workdir)
     record.check_data(workdir, before, chosen.dataset)
     provenance.check_same_labels(workdir, before, config, chosen)
@@ -123,24 +123,27 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
 def _require_one_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Raises a UserError unless all processes have the same number, workdir and config."""
     own = ("hosts.", "data.dir", "data.source", "data.workers")
-    shared = {k: v for k, v in config_lib.flatten(config) if not k.startswith(own)}
-    facts = {"the number of processes": str(hosts.announced(config))}
-    facts |= {"--workdir": str(workdir.resolve()), "the config": str(shared)}
+    shared = {f"config.{k}": v for k, v in config_lib.flatten(config) if not k.startswith(own)}
+    facts: dict[str, processes.Fact] = {"the number of processes": str(hosts.announced(config))}
+    facts |= {"--workdir": str(workdir.resolve()), "the config": shared}
     processes.require_same(facts, seconds=processes.START_SECONDS)
 
 
-def choose_images(config: ml_collections.ConfigDict, prefix: str = "") -> Chosen:
+def choose_images(
+    config: ml_collections.ConfigDict, prefix: str = "", *, progress: bool = True
+) -> Chosen:
     """Opens (or builds) the data and picks the images, before anything is prepared.
 
     Args:
       config: of a training stage.
       prefix: of the keys in messages, for a config inside another.
+      progress: whether to show a bar where the data set is built.
 
     Raises:
       UserError: naming the key, if there is no such data set, a split is empty, or it has fewer
         images than labels or a batch ask for.
     """
-    dataset = datasets.open_or_build(config.data)
+    dataset = datasets.open_or_build(config.data, progress=progress)
     split = config.data.split
     datasets.size_of(dataset, split, key=f"{prefix}data.split")
     if config.stage == "finetune":
@@ -180,10 +183,9 @@ def prepare(
     dataset, split = chosen.dataset, config.data.split
     options = dict(ids=chosen.ids, with_masks=config.stage == "finetune")
     if config.data.streaming:
-        streamed = source.OnTheFly(dataset, split, chain, **options)
-        return Inputs(dataset, streamed, chain, chosen.ids)
-    workers = config.data.workers or None
-    rows = source.prepare(dataset, split, chain, workers=workers, **options)
+        return Inputs(dataset, source.OnTheFly(dataset, split, chain, **options), chain, chosen.ids)
+    options |= dict(workers=config.data.workers or None, progress=processes.is_first())
+    rows = source.prepare(dataset, split, chain, **options)
     have = estimate.available_bytes()
     if have and rows.nbytes > have // 2:
         raise UserError(
@@ -279,14 +281,12 @@ def _fit(
     told = progress.Progress(total, config.batch_size, start=done)
     with open_batches(config, inputs, done, mesh) as batches:
         first = next(batches)
-        compiled = loop.compile_step(
-            train_step, state, first, steps=total - done, stage=config.stage
-        )
+        step = loop.compile_step(train_step, state, first, steps=total - done, stage=config.stage)
         write_record()
         with writers.create_writer(workdir, start_step=done) as writer:
             try:
                 loop.fit(
-                    compiled,
+                    step,
                     state,
                     itertools.chain([first], batches),
                     total_steps=total,

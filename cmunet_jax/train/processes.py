@@ -6,8 +6,9 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,10 @@ DATA_SECONDS = 3 * 3600.0
 START_SECONDS = 300.0
 NOTE_SECONDS = 60.0  # of waiting, before a line says so
 GRACE_SECONDS = 30.0  # for the others to come, after SIGTERM
+_KEYS_TOLD = 3  # of those that differ
+
+# What must be the same everywhere: a text, or parts that are compared one by one.
+Fact = str | Mapping[str, Any] | Sequence[str]
 
 
 class Apart(Exception):
@@ -78,11 +83,13 @@ def _stopped_at() -> float | None:
     return handler.at if isinstance(handler, _Sigterm) else None
 
 
-def require_same(facts: dict[str, str], *, seconds: float = PATIENCE_SECONDS) -> None:
+def require_same(facts: Mapping[str, Fact], *, seconds: float = PATIENCE_SECONDS) -> None:
     """Checks that all processes see the same, before they wait for each other on it.
 
     Args:
       facts: name -> value, with the same names in all processes: they wait for each other by them.
+        Of a mapping the keys that differ are told, in the place of its name; of a sequence its
+        length and the first item that differs.
       seconds: to wait for the others at most.
 
     Raises:
@@ -91,17 +98,57 @@ def require_same(facts: dict[str, str], *, seconds: float = PATIENCE_SECONDS) ->
     if jax.process_count() == 1:
         return
     meet(f"comparing {', '.join(facts)}", seconds=seconds)
-    sums = np.asarray([zlib.crc32(value.encode()) for value in facts.values()], np.uint32)
+    sums = np.asarray([_sum(repr(_parts(fact))) for fact in facts.values()], np.uint32)
     everywhere = multihost_utils.process_allgather(sums)
     same = (everywhere == everywhere[0]).all(0)
     different = [name for name, equal in zip(facts, same) if not equal]
     if different:
         name = different[0]
         raise UserError(
-            f"the {jax.process_count()} processes of this run differ in {name} (here: "
-            f"{facts[name][:200] or 'nothing'}). Start all of them with one command, on file "
+            f"the {jax.process_count()} processes of this run differ in "
+            f"{_difference(name, facts[name])}. Start all of them with one command, on file "
             "systems that show all of them the same --workdir and config.data.dir."
         )
+
+
+def _sum(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def _parts(fact: Fact) -> dict[str, str]:
+    """Name -> value of what is compared one by one."""
+    if isinstance(fact, str):
+        return {"": fact}
+    if isinstance(fact, Mapping):
+        return {key: repr(fact[key]) for key in sorted(fact)}
+    return {str(number): item for number, item in enumerate(fact, 1)}
+
+
+def _difference(name: str, fact: Fact) -> str:
+    """Says what differs in a fact that does; all processes come here together."""
+    parts = _parts(fact)
+    if isinstance(fact, str):
+        return f"{name} (here: {fact[:200] or 'nothing'})"
+    sums = np.asarray([(_sum(k), _sum(v)) for k, v in parts.items()], np.uint32).reshape(-1, 2)
+    # Others may have more parts or fewer: all fill up to the longest.
+    lengths = multihost_utils.process_allgather(np.asarray([len(sums)], np.uint32))
+    filled = np.zeros((int(lengths.max()), 2), np.uint32)
+    filled[: len(sums)] = sums
+    everywhere = multihost_utils.process_allgather(filled).astype(np.uint64)  # [P, longest, 2]
+    own, codes = sums.astype(np.uint64), everywhere[..., 0] << 32 | everywhere[..., 1]
+    shared = np.ones(len(own), bool)
+    for one in codes:
+        shared &= np.isin(own[:, 0] << 32 | own[:, 1], one)
+    different = [key for key, everyone in zip(parts, shared) if not everyone]
+    if not isinstance(fact, Mapping):
+        first = "".join(f", number {key} is '{parts[key]}'" for key in different[:1])
+        return f"{name} (here: {len(fact):,}{first})"
+    told = [f"{key} (here: {parts[key][:100]})" for key in different[:_KEYS_TOLD]]
+    if more := len(different) - len(told):
+        told.append(f"{more} more")
+    if absent := len(np.setdiff1d(everywhere[..., 0], np.append(own[:, 0], 0))):
+        told.append(f"{absent} that {'is' if absent == 1 else 'are'} not here")
+    return f"{name}: {', '.join(told)}"
 
 
 def meet(place: str, *, seconds: float = PATIENCE_SECONDS) -> None:

@@ -25,6 +25,19 @@ def test_the_default_is_as_built(tiny_dataset):
     assert datasets.open_or_build(old).sizes == tiny_dataset.sizes
 
 
+@pytest.mark.parametrize("progress", [True, False])
+def test_whether_a_build_shows_a_bar_is_passed_on(tiny_dataset, monkeypatch, progress):
+    asked = []
+
+    def build(name, **how):
+        asked.append(how["progress"])
+        return tiny_dataset
+
+    monkeypatch.setattr(datasets, "build", build)
+    datasets.open_or_build(options(tiny_dataset), progress=progress)
+    assert asked == [progress]
+
+
 @pytest.mark.parametrize("rule", ["holdout:8", "paper"])
 def test_examples_are_those_of_their_ids_and_travel(tiny_dataset, rule):
     view = datasets.open_or_build(options(tiny_dataset, splits=rule))
