@@ -108,23 +108,21 @@ def _lines(axes: Axes, analysis: Analysis, mm: bool) -> LineCollection | None:
 def _marks(axes: Axes, analysis: Analysis, mm: bool) -> None:
     """Marks the least diameter of the mask and every stenosis worth a name."""
     unit = "mm" if mm else "px"
-    measured = [s for s in analysis.segments if s.minimal_at is not None]
-    where = [(float(_diameters(s, mm)[s.minimal_at or 0]), s, s.minimal_at or 0) for s in measured]
-    least = min(where, key=lambda w: w[0], default=None)
+    narrowest = next((s for s in analysis.segments if s.id == analysis.minimal), None)
     labels = []
     for s in analysis.segments:
         percent = s.percent_diameter_stenosis
         if s.stenosis_at is not None and percent is not None and percent >= LEAST_STENOSIS:
             value = float(_diameters(s, mm)[s.stenosis_at])
             labels.append((s.points[s.stenosis_at], f"{percent:.0f} % ({value:.1f} {unit})"))
-    if least is not None:
-        value, segment, at = least
-        row, column = segment.points[at]
+    if narrowest is not None and (at := narrowest.minimal_at) is not None:
+        value, (row, column) = float(_diameters(narrowest, mm)[at]), narrowest.points[at]
         axes.scatter(
             column, row, s=150, facecolors="none", edgecolors=_MARK, linewidths=2, zorder=4
         )
-        if at != segment.stenosis_at or (segment.percent_diameter_stenosis or 0) < LEAST_STENOSIS:
-            labels.append((segment.points[at], f"least {value:.1f} {unit}"))
+        percent = narrowest.percent_diameter_stenosis or 0
+        if at != narrowest.stenosis_at or percent < LEAST_STENOSIS:
+            labels.append((narrowest.points[at], f"least {value:.1f} {unit}"))
     for point, text in labels:
         _label(axes, point, text, analysis.shape)
 
@@ -181,7 +179,7 @@ def _title(analysis: Analysis) -> str:
     unit = "px" if analysis.spacing_mm is None else "mm"
     words = [f"{len(analysis.segments)} segments", f"length {found[f'length_{unit}']:.0f} {unit}"]
     least = found[f"minimal_diameter_{unit}"]
-    words.append("no diameter measured" if least is None else f"least diameter {least:.1f} {unit}")
+    words.append("no least diameter" if least is None else f"least diameter {least:.1f} {unit}")
     worst = max((s.percent_diameter_stenosis or 0.0 for s in analysis.segments), default=0.0)
     given = any(s.percent_diameter_stenosis is not None for s in analysis.segments)
     words.append(f"greatest narrowing {worst:.0f} %" if given else "no stenosis can be given")
