@@ -16,6 +16,7 @@ from cmunet_jax.qca.graph import (
     fill_faults,
     inscribed_radius,
     radius_at,
+    without_blobs,
 )
 from cmunet_jax.qca.result import Analysis, Contour, Floats, Options, Segment
 from cmunet_jax.qca.stenosis import Stenosis, none, stenosis
@@ -29,6 +30,8 @@ _AGREE, _SLACK = 1.25, 1.0
 _FORK, _FORK_PX, _END = 1.5, 1.0, 2.0
 # Less cannot be known (px): a blur as wide as a pixel alone takes a vessel of 1.35 px away.
 _LEAST = 1.3
+# No artery: wider than this share of the shorter side of the frame, of 64 to 256 px (docs/qca.md).
+_WIDE, _WIDE_PX = 0.25, (64, 256)
 _DEFAULT = Options()
 
 
@@ -70,14 +73,17 @@ def analyse(
     box = whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     blur, mean = options.smoothing(measured)
     margin = int(4 * blur) + 2
-    crop = fill_faults(np.pad(box, margin))
+    filled = fill_faults(np.pad(box, margin))
+    radius = inscribed_radius(filled)
+    widest = float(np.clip(_WIDE * min(whole.shape), *_WIDE_PX))
+    crop, blobs = without_blobs(filled, radius, widest=widest)
     origin = np.array([rows[0], columns[0]], float) - margin
     inside: NDArray = crop
     if level is not None:
         part = tuple(slice(k[0], k[-1] + 1 + 2 * margin) for k in (rows, columns))
         inside = contour.covered(crop, np.pad(level, margin)[part], threshold)
     field = centreline.soften(inside, blur)
-    picture = _Picture(field, inscribed_radius(crop), origin, _shape(whole), mean)
+    picture = _Picture(field, radius * crop, origin, _shape(whole), mean)
     graph = centreline_graph(crop, picture.radius, spur=options.spur)
     degrees = graph.degrees()
     longest = sorted(graph.branches, key=lambda b: -b.length)
@@ -88,7 +94,7 @@ def analyse(
         spacing,
         np.array(forks, float).reshape(-1, 2),
         tuple(segments),
-        graph.ignored,
+        graph.ignored + blobs,
         measured,
         _narrowest(segments, options),
     )

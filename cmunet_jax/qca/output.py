@@ -45,7 +45,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         minimal_diameter_px, minimal_diameter_mm: the least of the segments whose measured part is
             3 diameters long (`Options.least_length`), or null.
         minimal_segment: id of the segment that has it, or null.
-        ignored_components: parts of the mask too short for their width to be a vessel.
+        ignored_components: parts of the mask too short for their width, or too wide, for a vessel.
         segments: `segment_json` of each, the longest first.
     """
     segments = [segment_json(s) for s in analysis.segments]

@@ -101,7 +101,7 @@ class Analysis:
         spacing_mm: (rows, columns), or None.
         bifurcations: [N, 2] (row, column) px.
         segments: of all components, the longest first.
-        ignored: components too short for their width to be a vessel.
+        ignored: components too short for their width, or too wide, to be a vessel.
         contour: what says where the contour runs within the pixels of the mask's border.
         minimal: id of the segment with the least diameter of those whose measured part is
             `Options.least_length` diameters long; None where there is none.
