@@ -315,9 +315,13 @@ def _checked_probability(
         )
     if array.dtype.kind != "f" or not ((array >= 0) & (array <= 1)).all():  # NaN is neither
         raise UserError("a probability to analyse holds other values than floats from 0 to 1")
-    if not 0 < threshold < 1:
+    try:
+        between = bool(0 < threshold < 1)
+    except (TypeError, ValueError):  # no number
+        between = False
+    if not between:
         raise UserError(
-            f"the threshold of the probability is {threshold}: give one above 0 and below 1, or "
+            f"the threshold of the probability is {threshold!r}: give one above 0 and below 1, or "
             "the mask alone"
         )
     return array
