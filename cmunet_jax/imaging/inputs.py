@@ -42,6 +42,7 @@ _NO_PICTURES = frozenset(
 # Of a list; the brackets of a glob, in which the first ']' may stand for itself, are not cut.
 _PART = re.compile(r"(?:\[!?\]?[^\]/]*\]|[^,])+")
 _ANONYMOUS = "input "
+_NO_FILE = "is not a file, but a pipe, a socket or a device"
 _LONGEST = 80  # characters of a name; with what is appended, any file system takes it
 
 
@@ -136,10 +137,14 @@ def _without(found: Found, folder: Path) -> Found:
         return not Path(path).resolve().is_relative_to(folder)
 
     kept = [item for item in found.inputs if outside(item.path)]
-    refused = [r for r in found.refused if not os.path.isfile(r.path) or outside(r.path)]
+    refused = [r for r in found.refused if _is_folder_or_none(r.path) or outside(r.path)]
     ignored = [path for path in found.ignored if outside(path)]
     count = len(found.inputs) + len(found.refused) + len(found.ignored)
     return Found(kept, refused, ignored, count - len(kept) - len(refused) - len(ignored))
+
+
+def _is_folder_or_none(path: str) -> bool:
+    return os.path.isdir(path) or not os.path.exists(path)
 
 
 def _matches(part: str) -> list[Path]:
@@ -195,6 +200,10 @@ def recognise(path: Path, *, listed: bool) -> Input | Refused | None:
       listed: whether the user named it, and not only a folder that holds it.
     """
     suffix = path.suffix.lower()
+    if path.exists() and not path.is_file():  # before anything is opened: a pipe waits for ever
+        if listed or path.name.lower().endswith((*images.SUFFIXES, *dicom.SUFFIXES, *_PICTURES)):
+            return Refused(str(path), "file-special", _NO_FILE)
+        return None
     if dicom.is_dicom(path):  # first: called as an image, its name would get into the results
         return Input(path, "dicom", "")
     if suffix in images.SUFFIXES:
@@ -207,8 +216,6 @@ def recognise(path: Path, *, listed: bool) -> Input | Refused | None:
 def _why_refused(path: Path, suffix: str, *, listed: bool) -> str | None:
     """Why a file that is not recognised counts as a failure; None where it is ignored."""
     named_otherwise = suffix in _NO_PICTURES or path.name.lower() in _TEXTS
-    if path.exists() and not path.is_file():  # a pipe or a socket
-        return "not a file" if listed else None
     if _is_empty(path) and (listed or not named_otherwise):
         return "empty file"
     if suffix in _VIDEO:

@@ -16,6 +16,7 @@ from cmunet_jax.qca.graph import (
     fill_faults,
     inscribed_radius,
     radius_at,
+    without_blobs,
 )
 from cmunet_jax.qca.result import Analysis, Contour, Floats, Options, Segment
 from cmunet_jax.qca.stenosis import Stenosis, none, stenosis
@@ -27,6 +28,10 @@ _AGREE, _SLACK = 1.25, 1.0
 # Kept away from a bifurcation: radii of the disc that fits there, and px, since its place is known
 # to about one. From an end: local radii.
 _FORK, _FORK_PX, _END = 1.5, 1.0, 2.0
+# Less cannot be known (px): a blur as wide as a pixel alone takes a vessel of 1.35 px away.
+_LEAST = 1.3
+# No artery: wider than this share of the shorter side of the frame, of 64 to 256 px (docs/qca.md).
+_WIDE, _WIDE_PX = 0.25, (64, 256)
 _DEFAULT = Options()
 
 
@@ -68,14 +73,17 @@ def analyse(
     box = whole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     blur, mean = options.smoothing(measured)
     margin = int(4 * blur) + 2
-    crop = fill_faults(np.pad(box, margin))
+    filled = fill_faults(np.pad(box, margin))
+    radius = inscribed_radius(filled)
+    widest = float(np.clip(_WIDE * min(whole.shape), *_WIDE_PX))
+    crop, blobs = without_blobs(filled, radius, widest=widest)
     origin = np.array([rows[0], columns[0]], float) - margin
     inside: NDArray = crop
     if level is not None:
         part = tuple(slice(k[0], k[-1] + 1 + 2 * margin) for k in (rows, columns))
         inside = contour.covered(crop, np.pad(level, margin)[part], threshold)
     field = centreline.soften(inside, blur)
-    picture = _Picture(field, inscribed_radius(crop), origin, _shape(whole), mean)
+    picture = _Picture(field, radius * crop, origin, _shape(whole), mean)
     graph = centreline_graph(crop, picture.radius, spur=options.spur)
     degrees = graph.degrees()
     longest = sorted(graph.branches, key=lambda b: -b.length)
@@ -86,9 +94,27 @@ def analyse(
         spacing,
         np.array(forks, float).reshape(-1, 2),
         tuple(segments),
-        graph.ignored,
+        graph.ignored + blobs,
         measured,
+        _narrowest(segments, options),
     )
+
+
+def _narrowest(segments: list[Segment], options: Options) -> int | None:
+    """The id of the segment with the least diameter of the mask: a speck is not looked at."""
+    least: dict[int, float] = {}
+    for s in segments:
+        position = s.position_px if s.position_mm is None else s.position_mm
+        diameter = s.diameter_px if s.diameter_mm is None else s.diameter_mm
+        if s.minimal_at is not None and _is_long(position, diameter, options):
+            least[s.id] = float(diameter[s.minimal_at])
+    return min(least, key=lambda number: least[number], default=None)
+
+
+def _is_long(position: Floats, diameter: Floats, options: Options) -> bool:
+    """Whether the measured part of a segment, of which there is some, is a vessel's."""
+    span = np.ptp(position[np.isfinite(diameter)])
+    return bool(span >= options.least_length * np.nanmedian(diameter))
 
 
 @dataclass(frozen=True)
@@ -116,7 +142,8 @@ def _segment(
     curve = _centred(branch, graph, picture, options)
     halves = _halves(curve, picture, None)
     seen = _clear_of_ends(curve, branch, graph, picture) & _agree(halves, curve, picture)
-    pixel = _diameters(halves, curve, picture, seen, None)
+    every = _diameters(halves, curve, picture, seen, None)
+    pixel = np.where(every >= _LEAST, every, np.nan)
     uneven = size is not None and not np.isclose(size[0], size[1], rtol=1e-6)
     real = pixel if size is None else pixel * size[0]
     if uneven:  # the normal in mm is another than that in px
@@ -125,12 +152,15 @@ def _segment(
         pixel, real = np.where(known, pixel, np.nan), np.where(known, real, np.nan)
     known = np.isfinite(real)
     position = curve.position if size is None else centreline.run(curve.points * size)
-    found = _stenosis(position, real, pixel, branch.start == branch.end, options)
+    if known.any() or not np.isfinite(every).any():
+        found = _stenosis(position, real, pixel, branch.start == branch.end, options)
+    else:
+        found = none(len(every), f"under {_LEAST:g} px wide: too thin to be measured in a mask")
     reference_px = found.reference
     if size is not None and known.any():
         at = np.flatnonzero(known)
-        every = np.arange(len(pixel))
-        reference_px = found.reference * np.interp(every, at, pixel[at] / real[at])
+        ratio = np.interp(np.arange(len(pixel)), at, pixel[at] / real[at])
+        reference_px = found.reference * ratio
     mm = (None, None, None) if size is None else (position, real, found.reference)
     return Segment(
         id=number,
@@ -244,8 +274,7 @@ def _stenosis(
         return none(count, "no point lies clear of ends, bifurcations and other vessels")
     if closed:
         return none(count, "a closed loop has no proximal and no distal side")
-    measured = np.ptp(position[known])
-    if measured < options.least_length * np.nanmedian(diameter):
+    if not _is_long(position, diameter, options):
         why = f"the measured part is shorter than {options.least_length:g} diameters"
         return none(count, why)
     found = stenosis(position, diameter)
@@ -286,9 +315,13 @@ def _checked_probability(
         )
     if array.dtype.kind != "f" or not ((array >= 0) & (array <= 1)).all():  # NaN is neither
         raise UserError("a probability to analyse holds other values than floats from 0 to 1")
-    if not 0 < threshold < 1:
+    try:
+        between = bool(0 < threshold < 1)
+    except (TypeError, ValueError):  # no number
+        between = False
+    if not between:
         raise UserError(
-            f"the threshold of the probability is {threshold}: give one above 0 and below 1, or "
+            f"the threshold of the probability is {threshold!r}: give one above 0 and below 1, or "
             "the mask alone"
         )
     return array

@@ -61,7 +61,7 @@ class Graph:
     Attributes:
         nodes: [N, 2] (row, column) px; those that no branch names are leftovers.
         branches: of all components.
-        ignored: components that were too short for their width to be a vessel.
+        ignored: components that were too short or too wide to be a vessel.
     """
 
     nodes: Points
@@ -103,6 +103,27 @@ def fill_faults(mask: Mask) -> Mask:
         near = tuple(slice(max(s.start - 3, 0), s.stop + 3) for s in box)
         fault[number] = area[number] <= float(radius[near].max()) ** 2
     return mask | fault[holes]
+
+
+def without_blobs(mask: Mask, radius: NDArray[np.float32], *, widest: float) -> tuple[Mask, int]:
+    """The mask [H, W] without the components that no artery comes near in width.
+
+    Thinning takes as many rounds over the whole mask as the widest component has pixels in its
+    radius, so that one filled disc would cost the cube of its side.
+
+    Args:
+        mask: bool [H, W].
+        radius: `inscribed_radius(mask)`.
+        widest: diameter (px) of the inscribed disc beyond which a component is none.
+
+    Returns:
+        What is left, and how many components were taken away.
+    """
+    if not (2 * radius > widest).any():
+        return mask, 0
+    parts, _ = label(mask, np.ones((3, 3)))
+    wide = np.unique(parts[2 * radius > widest])
+    return mask & ~np.isin(parts, wide), len(wide)
 
 
 def centreline_graph(mask: Mask, radius: NDArray[np.float32], *, spur: float) -> Graph:

@@ -42,14 +42,14 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         spacing_mm: [rows, columns] or null; without it all that ends in _mm is null.
         length_px, length_mm: sum over the segments, each from bifurcation to bifurcation or end.
         bifurcations: [[row, column], …] px.
-        minimal_diameter_px, minimal_diameter_mm: the least of all segments, or null.
-        ignored_components: parts of the mask too short for their width to be a vessel.
+        minimal_diameter_px, minimal_diameter_mm: the least of the segments whose measured part is
+            3 diameters long (`Options.least_length`), or null.
+        minimal_segment: id of the segment that has it, or null.
+        ignored_components: parts of the mask too short for their width, or too wide, for a vessel.
         segments: `segment_json` of each, the longest first.
     """
     segments = [segment_json(s) for s in analysis.segments]
-    measured = [s for s in segments if s["minimal_at"] is not None]
-    key = "minimal_diameter_px" if analysis.spacing_mm is None else "minimal_diameter_mm"
-    least = min(measured, key=lambda s: s[key], default=None)
+    least = next((s for s in segments if s["id"] == analysis.minimal), None)
     spaced = analysis.spacing_mm is not None
     return {
         "format": FORMAT,
@@ -60,6 +60,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
         "bifurcations": _numbers(analysis.bifurcations),
         "minimal_diameter_px": least["minimal_diameter_px"] if least else None,
         "minimal_diameter_mm": least["minimal_diameter_mm"] if least else None,
+        "minimal_segment": analysis.minimal,
         "ignored_components": analysis.ignored,
         "segments": segments,
     }

@@ -31,7 +31,8 @@ class Options:
         least_diameter: of the reference, under which no stenosis is given: half a pixel, the error
             of a diameter, would be more than an eighth of it.
         least_length: of the measured part of a segment, in its median diameters, under which no
-            stenosis is given: one to be narrowed and one on either side.
+            stenosis is given (one to be narrowed and one on either side), and under which its
+            least diameter is not that of the mask: a speck is no vessel.
     """
 
     blur: float | None = None
@@ -64,8 +65,8 @@ class Segment:
         id: from 1.
         points: [K, 2] (row, column) px of the centreline.
         position_px: [K] along it, from 0.
-        diameter_px: [K] along the normal; NaN near ends and bifurcations, and where another
-            vessel or the image's border lies beside.
+        diameter_px: [K] along the normal; NaN near ends and bifurcations, where another vessel
+            or the image's border lies beside, and under 1.3 px, which a mask does not resolve.
         reference_px: [K] diameter of the vessel without narrowing; NaN where there is none.
         position_mm: as above, in mm; None without spacing.
         diameter_mm: along the normal in mm.
@@ -100,8 +101,10 @@ class Analysis:
         spacing_mm: (rows, columns), or None.
         bifurcations: [N, 2] (row, column) px.
         segments: of all components, the longest first.
-        ignored: components too short for their width to be a vessel.
+        ignored: components too short for their width, or too wide, to be a vessel.
         contour: what says where the contour runs within the pixels of the mask's border.
+        minimal: id of the segment with the least diameter of those whose measured part is
+            `Options.least_length` diameters long; None where there is none.
     """
 
     shape: tuple[int, int]
@@ -110,3 +113,4 @@ class Analysis:
     segments: tuple[Segment, ...]
     ignored: int
     contour: Contour = "mask"
+    minimal: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmunet_jax.imaging import inputs
+from cmunet_jax.imaging import dicom, inputs
 from cmunet_jax.imaging.case import Case, UnreadableCase
 from tfds_angio.angio_folder.problems import Problem
 
@@ -53,7 +53,7 @@ def find(folder: Path, *, without: Path) -> Runs:
     found = inputs.find(str(folder), without=without)
     cases: list[Case] = []
     failed = [
-        (one.input, one.reason, Path(one.path)) for one in found.refused if Path(one.path).is_file()
+        (one.input, one.reason, Path(one.path)) for one in found.refused if _meant(Path(one.path))
     ]
     for item in found.inputs:
         if item.kind != "dicom":
@@ -74,3 +74,9 @@ def find(folder: Path, *, without: Path) -> Runs:
         refused=tuple((path, reason) for _, reason, path in failed),
         paths=frozenset(os.path.realpath(path) for path in files),
     )
+
+
+def _meant(path: Path) -> bool:
+    """Whether what is refused may be a DICOM: a file, or a pipe that is called as one."""
+    special = path.exists() and not path.is_dir()
+    return path.is_file() or (special and path.name.lower().endswith(dicom.SUFFIXES))

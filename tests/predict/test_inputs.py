@@ -10,6 +10,7 @@ import pytest
 from cmunet_jax.imaging import files, inputs, tiff
 from cmunet_jax.imaging.case import UnreadableCase
 from tests.imaging import xa
+from tests.imaging.special import deadline, special
 
 GREY = np.arange(20 * 30, dtype=np.uint8).reshape(20, 30)
 
@@ -102,6 +103,29 @@ def test_in_a_folder_what_may_be_a_cut_image_fails_and_other_files_do_not(
         (refused,) = found.refused
         assert reason in refused.reason and not found.ignored
         assert refused.input.startswith("file-") and name not in refused.input
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.DCM", "pipe.npy", "socket.tif", "zero.jpg"])
+def test_a_pipe_a_socket_and_a_device_are_named_and_not_opened(name, tmp_path):
+    good, path = png(tmp_path / "in" / "good.png"), tmp_path / "in" / name
+    special(path)
+    with deadline(10):
+        for text in (tmp_path / "in", path, f"{tmp_path}/in/*"):
+            found = inputs.find(str(text))
+            (refused,) = found.refused
+            assert (refused.path, refused.input) == (str(path), "file-special")
+            assert refused.reason.startswith("is not a file")
+            assert paths(found) == ([] if text == path else [good])
+
+
+def test_of_pipes_that_are_called_as_no_image_only_one_that_is_listed_is_named(tmp_path):
+    png(tmp_path / "good.png")
+    special(tmp_path / "pipe")
+    with deadline(10):
+        found = inputs.find(str(tmp_path))
+        assert not found.refused and [p.name for p in found.ignored] == ["pipe"]
+        (refused,) = inputs.find(str(tmp_path / "pipe")).refused
+    assert refused.reason.startswith("is not a file")
 
 
 def test_names_are_distinct_and_do_not_depend_on_the_order(tmp_path):

@@ -18,6 +18,7 @@ from cmunet_jax.stages import predict
 from cmunet_jax.train.checkpoint import load
 from tests.data.fakes import angiogram
 from tests.imaging import xa
+from tests.imaging.special import deadline, special
 from tfds_angio.errors import UserError
 
 
@@ -263,6 +264,19 @@ def test_a_cut_image_without_a_suffix_is_a_failure_of_the_run(checkpoint, tmp_pa
     assert reasons == ["empty file", "truncated, or no DICOM and no image"]
     shown = capsys.readouterr().err
     assert "IM0001: empty file" in shown and "README: ignored, not an image" in shown
+
+
+def test_a_pipe_is_a_failure_of_the_run(checkpoint, tmp_path, capsys):
+    folder = images(tmp_path / "in", "a.png")
+    special(folder / "pipe.png")
+    special(folder / "socket.dcm")
+    with deadline(60):
+        status = predict.run(configured(checkpoint, folder), tmp_path / "out")
+    assert status == predict.EXIT_SOME_FAILED
+    written = record.read(tmp_path / "out")
+    assert [entry["input"] for entry in written["failed"]] == ["file-special", "file-special-2"]
+    assert len(written["cases"]) == 1
+    assert "pipe.png: is not a file" in capsys.readouterr().err
 
 
 def test_a_frame_too_speckled_to_measure_has_a_note_in_place_of_measurements(

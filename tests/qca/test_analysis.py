@@ -293,6 +293,9 @@ def test_bad_input_is_named(mask, spacing, message):
         (np.zeros((9, 9)), 0.0, "threshold.*0.0.*above 0 and below 1"),
         (np.zeros((9, 9)), 1.0, "above 0 and below 1"),
         (np.zeros((9, 9)), np.nan, "above 0 and below 1"),
+        (np.zeros((9, 9)), "0.5", "threshold.*'0.5'.*above 0 and below 1"),
+        (np.zeros((9, 9)), None, "None.*above 0 and below 1"),
+        (np.zeros((9, 9)), [0.5, 0.5], "above 0 and below 1"),
     ],
 )
 def test_a_bad_probability_is_named(probability, threshold, message):

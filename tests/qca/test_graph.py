@@ -152,6 +152,56 @@ def test_a_speckled_mask_is_refused_before_the_slow_part():
     assert "\n" not in str(error.value)
 
 
+def disc(shape, middle, diameter):
+    away = np.indices(shape) - np.reshape(middle, (2, 1, 1))
+    return np.hypot(*away) < diameter / 2
+
+
+def thinned(mask, monkeypatch, **options):
+    """The analysis, and the rounds that its thinning takes: the largest radius handed to it."""
+    rounds = []
+
+    def counted(given, **how):
+        rounds.append(graphs.inscribed_radius(np.asarray(given, bool)).max(initial=0.0))
+        return skeletonize(given, **how)
+
+    monkeypatch.setattr(graphs, "skeletonize", counted)
+    found = qca.analyse(mask, spacing=None, **options)
+    return found, max(rounds)
+
+
+@pytest.mark.parametrize("shape", [(400, 300), (512, 512)])
+def test_a_blob_is_no_vessel_and_not_thinned(shape, monkeypatch):
+    vessel = vessels.draw(straight(middle=(50, 50)), shape=shape)
+    alone, _ = thinned(vessel, monkeypatch)
+    for share, ignored in ((0.27, 1), (0.6, 1)):
+        wide = disc(shape, (shape[0] - 120, shape[1] / 2), share * min(shape))
+        found, rounds = thinned(vessel | wide, monkeypatch)
+        assert found.ignored == alone.ignored + ignored and rounds < 6
+        (one,), (other,) = alone.segments, found.segments
+        np.testing.assert_allclose(one.points, other.points, atol=1e-6)
+        np.testing.assert_allclose(one.diameter_px, other.diameter_px, atol=1e-4)
+        probability = np.where(vessel | wide, 0.9, 0.1)
+        more, _ = thinned(vessel | wide, monkeypatch, probability=probability)
+        assert len(more.segments) == 1 and more.ignored == found.ignored
+
+
+def test_the_rounds_of_thinning_are_bounded_whatever_the_frame(monkeypatch):
+    mask = np.ones((1200, 1200), bool)
+    found, rounds = thinned(mask, monkeypatch)
+    assert found.ignored == 1 and not found.segments and rounds == 0
+    mask[:] = False
+    mask[100:340, 100:1100] = True  # 240 px wide: still thinned
+    found, rounds = thinned(mask, monkeypatch)
+    assert found.ignored == 0 and len(found.segments) == 1 and rounds <= 128
+
+
+def test_a_wide_vessel_of_a_small_picture_is_measured(monkeypatch):
+    mask = vessels.draw(straight(diameter=40, length=90, middle=(50, 50)), shape=(100, 100))
+    found, _ = thinned(mask, monkeypatch)
+    assert found.ignored == 0 and len(found.segments) == 1
+
+
 def test_the_bound_counts_the_segments_of_the_skeleton(monkeypatch):
     mask = np.zeros((80, 80), bool)
     mask[40, 5:75] = mask[5:75, 40] = True  # a cross: four segments

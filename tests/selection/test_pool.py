@@ -11,6 +11,7 @@ from cmunet_jax.imaging import dicom, files
 from cmunet_jax.selection import pool as pools
 from tests.data.fakes import angiogram
 from tests.imaging import xa
+from tests.imaging.special import deadline, special
 from tfds_angio.errors import UserError
 
 PATTERN = r"^(?P<patient>[^_]+)_"
@@ -87,6 +88,20 @@ def test_an_unreadable_image_says_why(tmp_path, content, reason):
         path.write_bytes(content)
     with pytest.raises(pools.Unreadable, match=reason):
         of_folder(tmp_path).read(0)
+
+
+def test_a_pipe_is_named_and_not_opened(tmp_path):
+    save(tmp_path / "a_1.png")
+    special(tmp_path / "b_pipe.png")
+    special(tmp_path / "c_socket.dcm")
+    with deadline(10):
+        pool = of_folder(tmp_path)
+        assert [item.id for item in pool.items] == ["a_1", "b_pipe"]
+        assert pool.about["folder"] == ""  # what is called as a DICOM may be called as the patient
+        with pytest.raises(pools.Unreadable, match="is not a file"):
+            pool.read(1)
+    ((name, reason),) = pool.failed
+    assert name == "file-special" and reason.startswith("is not a file")
 
 
 def dicom_run(path, count=2, **changes):

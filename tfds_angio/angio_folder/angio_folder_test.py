@@ -150,6 +150,10 @@ def mess(tmp_path_factory):
     save(root / "imgs" / "deep" / "er" / "DD-1_x.png", picture(91))
     os.symlink(root / "imgs", root / "imgs" / "loop")
     os.symlink(root / "imgs" / "gone.png", root / "imgs" / "EE-0_dangling.png")
+    os.mkfifo(root / "imgs" / "EE-0_pipe.png")
+    os.mkfifo(root / "masks" / "BB-1_pipe.png")
+    save(root / "imgs" / "BB-1_pipe.png", picture(92))
+    os.symlink("/dev/zero", root / "imgs" / "EE-0_zero.npy")
     return root
 
 
@@ -187,6 +191,9 @@ def test_bad_masks_are_named(messy, name):
     [
         ("imgs/EE-0_cut.jpg", "truncated", "left out"),
         ("imgs/EE-0_dangling.png", "No such file", "left out"),
+        ("imgs/EE-0_pipe.png", "is not a file", "left out"),
+        ("masks/BB-1_pipe.png", "is not a file", "the image is unlabelled"),
+        ("imgs/EE-0_zero.npy", "is not a file", "left out"),
         ("imgs/loop", "link to a folder", "not followed"),
         ("masks/CC-9_orphan.png", "without an image", "left out"),
         ("masks/EE-0_constant.png", "its image is left out", "left out"),

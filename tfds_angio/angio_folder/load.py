@@ -41,6 +41,8 @@ class _Unusable(Exception):
 
 def _read(path: Path) -> np.ndarray:
     try:
+        if path.exists() and not path.is_file():  # to read a pipe is to wait for ever
+            raise _Unusable("is not a file, but a pipe, a socket or a device")
         return images.decode(path.read_bytes(), path.suffix)
     except images.UnreadableImage as error:
         raise _Unusable(str(error)) from error
