@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import pathlib
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -64,9 +66,34 @@ def main_command(*flags: str) -> list[str]:
     return ["-m", "cmunet_jax.main", *flags]
 
 
+def commands_of(flags: list[str], *, count: int = 2) -> list[list[str]]:
+    """The arguments of Python of one command as `count` processes, at an address of their own."""
+    address = free_address()
+    return [main_command(*flags, *explicit(address, count, i)) for i in range(count)]
+
+
 def run_together(flags: list[str], *, count: int = 2, devices: int = 2) -> list[Ended]:
     """Runs one command as `count` processes with `devices` each."""
-    address = free_address()
-    commands = [main_command(*flags, *explicit(address, count, i)) for i in range(count)]
-    with started(commands, devices=devices) as running:
+    with started(commands_of(flags, count=count), devices=devices) as running:
         return finish(running)
+
+
+def finetune(dataset, workdir, *more):
+    """The flags of a small supervised run that evaluates, draws and saves on its way."""
+    return [
+        "--config=configs/finetune.py:size=tiny,init=scratch",
+        f"--workdir={workdir}",
+        f"--config.data.dir={dataset.directory.parents[2]}",
+        "--config.data.workers=1",
+        "--config.labels=8",
+        "--config.eval_images=5",
+        "--config.log_every=2 steps",
+        "--config.checkpoint.every=3 steps",
+        *more,
+    ]
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    """Step -> mean loss since the line before."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}

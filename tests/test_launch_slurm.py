@@ -11,8 +11,8 @@ import pytest
 
 from cmunet_jax.train import checkpoint
 from tests.conftest import ROOT
+from tests.processes import finetune, losses
 from tests.sweep.runners import slurm_cluster
-from tests.test_hosts import finetune, losses
 
 SCRIPT = "launch/slurm/train_nodes.sbatch"
 # One node, which has no GPU, stands for two.

@@ -74,6 +74,21 @@ class _LatestAndBest:
         return [s in steps[-self._latest :] or s == best for s in steps]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, without its own look at SIGTERM: the loop alone decides when to stop.
+
+    Of several processes each asks jax once a step, and jax compares the number they ask with by
+    equality. Orbax asks in between, with a number of its own and from its own thread, so that the
+    step to stop at could be missed. It then also subtracts times with and without a zone. No option
+    turns this off; every save of ours is forced, at the stop too.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never."""
+        del step
+        return False
+
+
 class Checkpointer:
     """Saves a run's state in the background and restores the latest good one.
 
@@ -289,7 +304,7 @@ class Checkpointer:
         )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._opened = ocp.CheckpointManager(
+            self._opened = _Manager(
                 self.directory, options=options, handler_registry=store.handlers()
             )
         except OSError as error:
@@ -314,9 +329,12 @@ class Checkpointer:
             shutil.rmtree(leftover, ignore_errors=True)  # The space is needed; resume retries it.
         intact = [s for s in store.step_folders(self.directory) if s != step]
         kept = f"Earlier checkpoints are intact (latest: step {max(intact)})." if intact else ""
+        why, remedy = store.reason(error), "Free space or make the folder writable, then resume."
+        if not store.of_the_disk(error):
+            why, remedy = f"{type(error).__name__}: {why}", "The same command resumes."
         return UserError(
-            f"the checkpoint of step {step} could not be written to {self.directory}: "
-            f"{store.reason(error)}. Free space or make the folder writable, then resume. {kept}"
+            f"the checkpoint of step {step} could not be written to {self.directory}: {why}. "
+            f"{remedy} {kept}".rstrip()
         )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import signal
 import threading
@@ -26,6 +27,11 @@ from tfds_angio.errors import UserError
 EXIT_PREEMPTED = 75
 SLOW_STEP_SECONDS = 10.0
 MOST_SKIPPED = 10  # steps in a row, without one between two reports that could be used
+
+# jax says yes to exactly one number: the one after the largest that a process had asked with when
+# SIGTERM came, 0 before the first. Asking with the step, a run that resumes would never be told of
+# one that came before its first step. This counts on through all loops of a process.
+_ASKED = itertools.count(1)
 
 BatchIds = Callable[[int], Sequence[str]]  # step, from 0 -> the images in its batch
 
@@ -82,11 +88,11 @@ class StopRequest:
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def agreed(self, step: int) -> bool:
-        """Whether to stop after `step`; the same in all processes, which must all ask each step."""
+    def agreed(self) -> bool:
+        """Whether to stop; the same in all processes, which must all ask after each step."""
         if not self._shared:
             return bool(self.received)
-        stop = multihost_utils.reached_preemption_sync_point(step)
+        stop = multihost_utils.reached_preemption_sync_point(next(_ASKED))
         self.received = self.received or ("SIGTERM" if stop else "")
         return stop
 
@@ -280,7 +286,7 @@ def fit(
                 writer.write_scalars(done, means | {"learning_rate": float(rate(step))})
                 totals = compiled.zero_metrics()
             progress(done)
-            if stop.agreed(done) and done < total_steps:
+            if stop.agreed() and done < total_steps:
                 between.save(done, state, totals, force=True)
                 checkpointer.wait()
                 processes.meet("saved")  # Who ends first may have the others ended by a scheduler.

@@ -189,8 +189,29 @@ def set_aside(folder: Path) -> None:
         ) from error
 
 
+def of_the_disk(error: BaseException) -> bool:
+    """Whether an error is one of the file system: full, over quota, read-only, failing."""
+    chain = _chain(error)
+    if any(isinstance(e, OSError) and not isinstance(e, ConnectionError) for e in chain):
+        return True
+    return any(_known(str(e)) for e in chain)  # TensorStore wraps them in a ValueError.
+
+
 def reason(error: BaseException) -> str:
     """The innermost cause of an error in a few words on one line."""
+    seen = _chain(error)
+    system = [e for e in seen if isinstance(e, OSError) and e.strerror]
+    if system:
+        return str(system[0].strerror)
+    text = next((str(e) for e in reversed(seen) if str(e).strip()), type(error).__name__)
+    if phrase := _known(text):
+        return phrase
+    line = " ".join(text.split())
+    return line if len(line) <= 160 else line[:157] + "..."
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and its causes, the innermost last."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:
@@ -199,14 +220,11 @@ def reason(error: BaseException) -> str:
             current = current.exceptions[0]
         else:
             current = current.__cause__ or current.__context__
-    system = [e for e in seen if isinstance(e, OSError) and e.strerror]
-    if system:
-        return str(system[0].strerror)
-    text = next((str(e) for e in reversed(seen) if str(e).strip()), type(error).__name__)
+    return seen
+
+
+def _known(text: str) -> str:
+    """What the file system says, if the text quotes it; or ''."""
     known = ("No space left on device", "Disk quota exceeded", "File too large",
              "Read-only file system", "Permission denied", "Input/output error")  # fmt: skip
-    for phrase in known:
-        if phrase.lower() in text.lower():
-            return phrase
-    line = " ".join(text.split())
-    return line if len(line) <= 160 else line[:157] + "..."
+    return next((phrase for phrase in known if phrase.lower() in text.lower()), "")

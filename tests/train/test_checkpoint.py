@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 
 from cmunet_jax.train.checkpoint import load
 from cmunet_jax.train.manifest import as_json, leaves_by_path, nest
@@ -170,6 +171,17 @@ def test_existing_steps_are_not_saved_again(tmp_path):
         assert not checkpointer.save(4, make_state(4))
         assert checkpointer.save(4, make_state(4), force=True)
     assert_same(nest(leaves_by_path(make_state(5).params)), load(tmp_path, step=5).params)
+
+
+def test_orbax_never_asks_jax_whether_to_stop(tmp_path, monkeypatch):
+    """Else the one step that jax names could be asked for there, and the loop would miss it."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    saved(tmp_path, [1, 2])
+    with open_run(tmp_path) as checkpointer:
+        checkpointer.restore(make_state())
+        assert checkpointer.save(3, make_state(3), force=True)
+    assert asked == [] and steps_in(tmp_path) == [2, 3]
 
 
 # --- another model ----------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Damaged files, full disks and killed processes: no wrong state, no lost save."""
 
+import errno
 import os
 import random
 import resource
@@ -194,6 +195,37 @@ def test_a_full_disk_costs_nothing_but_the_save(tmp_path, capfd):
         assert checkpointer.save(2, big)
     assert steps_in(tmp_path) == [1, 2]
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_error_that_is_not_of_the_disk_is_named_without_a_word_on_space(tmp_path, monkeypatch):
+    def fail(*unused, **options):
+        raise TypeError("can't subtract")
+
+    with open_run(tmp_path) as checkpointer:
+        checkpointer.save(1, make_state())
+        checkpointer.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(ocp.CheckpointManager, "_finalize_checkpoint", fail)
+            with pytest.raises(UserError, match="step 2 .* TypeError: can't subtract") as error:
+                checkpointer.save(2, make_state(2))
+                checkpointer.wait()
+        assert "space" not in str(error.value) and "latest: step 1" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (ValueError("UNAVAILABLE: Error writing: Disk quota exceeded"), True),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), False),
+        (TypeError("can't subtract"), False),
+    ],
+)
+def test_errors_of_the_disk_are_told_from_others(error, expected):
+    assert store.of_the_disk(error) is expected
+    outer = RuntimeError("the save failed")
+    outer.__cause__ = error
+    assert store.of_the_disk(outer) is expected
 
 
 def test_unwritable_folders_are_user_errors(tmp_path):

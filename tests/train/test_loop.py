@@ -96,3 +96,39 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(parts):
     with pytest.raises(UserError, match="at step .*learning_rate"):
         fit(parts, recorder, save_every=1, log_every=3, data=broken)
     assert not [event for event in recorder.events if event[0] == "save"]
+
+
+class Coordinator:
+    """Stands for jax's side of SIGTERM: yes to one number, the one after the last asked with."""
+
+    def __init__(self):
+        self.asked, self.answer = 0, -1
+
+    def sigterm(self):
+        self.answer = self.asked + 1
+
+    def reached(self, number):
+        self.asked = number
+        return number == self.answer
+
+
+@pytest.mark.parametrize("before_the_first_step", [True, False])
+def test_several_processes_stop_wherever_they_resumed(parts, monkeypatch, before_the_first_step):
+    """Also when SIGTERM came while the resumed run was still being compiled."""
+    step, make_state, data = parts
+    jax_side = Coordinator()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(loop.multihost_utils, "reached_preemption_sync_point", jax_side.reached)
+    monkeypatch.setattr(loop, "_ASKED", itertools.count(1))
+    resumed, recorder = make_state(), Recorder()
+    resumed = resumed.replace(step=resumed.step + 5)
+    if before_the_first_step:
+        jax_side.sigterm()
+    with pytest.raises(loop.Preempted, match="SIGTERM at step"):
+        loop.fit(
+            step, resumed, itertools.repeat(data), total_steps=20,
+            hooks=loop.Hooks(log_every=0, eval_every=0, pictures_every=0, save_every=0),
+            checkpointer=recorder, writer=recorder, rate=lambda s: 0.1, stage="finetune",
+            progress=lambda done: before_the_first_step or done != 7 or jax_side.sigterm(),
+        )  # fmt: skip
+    assert recorder.events == [("save", 6 if before_the_first_step else 7, None), ("wait",)]
