@@ -33,8 +33,8 @@ def get_config(arg=None):
     config.stage = "benchmark"
     # What is measured: all, or names with commas: finetune, cmunet, mae, genesis, moco, spark (the
     # training step and its augmentation), inference, export (one frame from native size and back),
-    # idle, checkpoint, build, metrics, first_step; torch_finetune, torch_inference,
-    # torch_cmunet (ours and PyTorch's, in turns).
+    # idle, remat (time and memory of storing less), checkpoint, build, metrics, first_step;
+    # torch_finetune, torch_inference, torch_cmunet (ours and PyTorch's, in turns).
     config.cases = "all"
     config.repetitions = 7  # samples of each, at least
     config.seconds = 1.0  # of sampling each, at least

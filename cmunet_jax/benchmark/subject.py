@@ -134,7 +134,8 @@ def core_step(
             layout = sharding.Layout(training.mesh)
             return step_lib.apply(objective, tx, training.spec, state, views, layout)
 
-        return jax.jit(run, donate_argnums=0).lower(state, views)
+        options = step_lib.compiler_options(objective, training.mesh)
+        return jax.jit(run, donate_argnums=0, compiler_options=options).lower(state, views)
 
     start = training.fresh_state()
     # Without averaged weights, which the other side does not keep either.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import math
@@ -16,9 +17,10 @@ import jax
 
 from cmunet_jax.benchmark import memory
 from cmunet_jax.benchmark.rows import Row
-from cmunet_jax.benchmark.subject import Stepping, Training, loop_step, views_task
+from cmunet_jax.benchmark.subject import Stepping, Training, core_step, loop_step, views_task
 from cmunet_jax.benchmark.timing import Effort, Task, alternate
-from cmunet_jax.train import loop, progress, writers
+from cmunet_jax.models.unet import REMAT
+from cmunet_jax.train import estimate, loop, progress, writers
 from cmunet_jax.train.checkpoint import Checkpointer
 
 _LOG_STEPS, _IDLE_SECONDS = 20, 5.0  # of a window: the configs' log period, less if steps are slow
@@ -71,6 +73,35 @@ def idle_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
         "idle", "idle: share of the loop", idle, unit="%",
         note="negative values are noise: both are the same program on a machine with other work",
     )  # fmt: skip
+
+
+def remat_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
+    """What each kind of rematerialisation costs in time and saves in temporary memory.
+
+    Forward, backward and optimiser on given views, in turns; shares are of the step that stores
+    everything.
+    """
+    with training.batches() as batches:
+        make, _ = views_task(training, next(batches))
+        views = make()
+    steps: dict[str, Stepping] = {}
+    costs = {}
+    for mode in REMAT:
+        objective: Any = dataclasses.replace(training.objective, remat=mode)  # type: ignore[type-var]
+        subject = dataclasses.replace(training, objective=objective)
+        steps[mode], costs[mode] = core_step(subject, views, training.tx)
+    samples = alternate({mode: stepping.task for mode, stepping in steps.items()}, effort)
+    held = {mode: estimate.step_bytes(stepping.step) for mode, stepping in steps.items()}
+    images = training.config.batch_size
+    for mode in REMAT:
+        what = f"remat={mode}: {name} step"
+        yield Row("remat", what, samples[mode], images=images, cost=costs[mode])
+    for mode in [mode for mode in REMAT if mode != "none"]:
+        share = [a / b for a, b in zip(samples[mode], samples["none"], strict=True)]
+        yield Row("remat", f"remat={mode}: time / none", share, unit="%")
+        if held["none"]:
+            share = [held[mode] / held["none"]]
+            yield Row("remat", f"remat={mode}: temporary memory / none", share, unit="%")
 
 
 class _SavesNothing(Checkpointer):

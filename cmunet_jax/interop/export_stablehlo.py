@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
 
-from cmunet_jax.interop import export_preprocessing
+from cmunet_jax.interop import export_loader, export_preprocessing
 from cmunet_jax.models.unet import UNet
 from tfds_angio.errors import UserError
-
-PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(
@@ -50,11 +49,22 @@ def export(
 
     shape = jax.export.symbolic_shape("batch, height, width")
     arguments = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((), jnp.bool_)
-    # The file travels: where the source lay when it was made, somebody's home perhaps, stays here.
-    option = "jax_traceback_in_locations_limit"
-    limit = getattr(jax.config, option)
-    jax.config.update(option, 0)
+    with _options(
+        # The file travels: where the source lay when it was made, a home perhaps, stays here.
+        jax_traceback_in_locations_limit=0,
+        jax_export_calling_convention_version=export_loader.CALLING_CONVENTION,
+    ):
+        return jax.export.export(jax.jit(segment), platforms=export_loader.PLATFORMS)(*arguments)
+
+
+@contextlib.contextmanager
+def _options(**values: int) -> Iterator[None]:
+    """Sets options of JAX for a while."""
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
     try:
-        return jax.export.export(jax.jit(segment), platforms=PLATFORMS)(*arguments)
+        yield
     finally:
-        jax.config.update(option, limit)
+        for name, value in before.items():
+            jax.config.update(name, value)

@@ -166,6 +166,10 @@ def _idle(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
     yield from training.idle_rows("finetune", set_up(config, "finetune"), effort)
 
 
+def _remat(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
+    yield from training.remat_rows("finetune", set_up(config, "finetune"), effort)
+
+
 def _checkpoint(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
     yield from training.checkpoint_rows("finetune", set_up(config, "finetune"), effort)
 
@@ -215,6 +219,7 @@ CASES: Mapping[str, Case] = {
     "inference": _inference,
     "export": _export,
     "idle": _idle,
+    "remat": _remat,
     "checkpoint": _checkpoint,
     "build": _build,
     "metrics": _metrics,

@@ -129,6 +129,20 @@ def gradients(
     return jax.tree.map(lambda g: g / accumulation, grads), obj_state, metrics
 
 
+def compiler_options(objective: Objective, mesh: Mesh) -> dict[str, str]:
+    """Options of XLA for programs that take this objective's gradient on the devices of `mesh`.
+
+    A rematerialised network keeps its second computation apart from its first by optimisation
+    barriers. XLA takes them away early on CPUs (pass `cse_barrier_expander`), finds both equal and
+    stores the first after all: without that pass U-Net-64 at 256², batch 2, takes 558 MiB of
+    temporary memory with `norms` and 415 MiB with `blocks`, and with it 1,335 MiB like `none`.
+    """
+    kept = getattr(objective, "remat", "none") == "none"
+    if kept or mesh.devices.flat[0].platform != "cpu":
+        return {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
 class TrainStep:
     """One compiled optimiser step.
 
@@ -165,6 +179,7 @@ class TrainStep:
             in_shardings=(of_state, whole, whole if spec.resident else rows),
             out_shardings=(of_state, whole),
             donate_argnums=(0, 1),
+            compiler_options=compiler_options(objective, mesh),
         )
 
     def zero_metrics(self, state: TrainState, data: Any) -> Metrics:

@@ -119,6 +119,10 @@ def test_every_case_runs_from_the_command_line(run_python, tiny_dataset, tmp_pat
     assert not [row for row in stored["rows"] if row["error"]]
     assert rows["build angio_synthetic/tiny"]["images"] == 64
     _check_step(rows, 4)
+    assert rows["remat=blocks: temporary memory / none"]["samples"][0] < 1
+    stored_all, norms = (rows[f"remat={m}: finetune step"]["samples"] for m in ("none", "norms"))
+    shares = [b / a for a, b in zip(stored_all, norms, strict=True)]
+    assert rows["remat=norms: time / none"]["samples"] == pytest.approx(shares)
     # The step itself is most of what is compiled; a start with a warm cache finds it there.
     assert max(rows["finetune: compiled anew when cached"]["samples"]) < 0.2
     assert "U-Net-4" in done.stdout
