@@ -88,14 +88,16 @@ def optim(**changes) -> Config:
 def training(arg: Config, *, view: str) -> Config:
     """What pre-training and fine-tuning share."""
     side = IMAGE_SIZE[arg.size]
+    prepared = Config(preprocessing.create({"name": arg.preprocessing, "size": side}).to_dict())
     return Config(
         {
             "seed": 0,
             "data": data(arg.data, arg.size),
-            "preprocessing": Config(
-                preprocessing.create({"name": arg.preprocessing, "size": side}).to_dict()
+            "preprocessing": prepared,
+            # Of the size of the prepared images, also when that is changed; their own if it is set.
+            "views": views.default_options(
+                view, prepared.get_oneway_ref("size"), preset=arg.preset
             ),
-            "views": views.default_options(view, side, preset=arg.preset),
             "model": model(arg.size),
             "accumulation": 1,  # passes a step; the batch is cut into this many
             "sharding": "data",  # each device holds all weights and moments; fsdp: its part of them

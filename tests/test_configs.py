@@ -72,6 +72,25 @@ def test_every_config_loads_and_is_consistent(name, arg):
             assert part.batch_size % part.accumulation == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "arg"),
+    [
+        ("finetune", "init=scratch"),
+        *(("pretrain", f"objective={name}") for name in objectives.OBJECTIVES if name != "scratch"),
+    ],
+)
+def test_training_views_follow_the_size_of_the_images(file, arg):
+    def of_size(size):
+        return importlib.import_module(f"configs.{file}").get_config(f"{arg},size={size}")
+
+    changed, wanted = of_size("paper"), of_size("small")
+    changed.preprocessing.size = wanted.preprocessing.size
+    assert changed.views.to_dict() == wanted.views.to_dict() != of_size("paper").views.to_dict()
+    side = next(key for key in ("size", "crop") if key in changed.views)
+    changed.views[side] = 64  # one's own size moves the views alone
+    assert (changed.views[side], changed.preprocessing.size) == (64, wanted.preprocessing.size)
+
+
 def test_stages_and_their_names_agree():
     assert set(STAGES) == set(config_lib.STAGES)
 

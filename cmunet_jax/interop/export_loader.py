@@ -23,8 +23,10 @@ def load(path):
     inputs = jax.ShapeDtypeStruct(shape, np.float32), jax.ShapeDtypeStruct((), np.bool_)
     # What jax keeps beside a program, taken from one of the same signature.
     like = jax.export.export(jax.jit(lambda x, is_8bit: x * is_8bit), platforms=PLATFORMS)(*inputs)
-    own = dict(mlir_module_serialized=program, calling_convention_version=CALLING_CONVENTION)
-    call = jax.jit(dataclasses.replace(like, **own).call)
+    exported = dataclasses.replace(
+        like, mlir_module_serialized=program, calling_convention_version=CALLING_CONVENTION
+    )
+    call = jax.jit(exported.call)
 
     def segment(frames):
         frames = np.asarray(frames)  # uint8, uint16 or float, of any size

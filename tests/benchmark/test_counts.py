@@ -12,6 +12,7 @@ from cmunet_jax.benchmark.rows import Row
 from cmunet_jax.benchmark.timing import Effort, Task
 from cmunet_jax.models.initialise import shapes_of
 from cmunet_jax.models.unet import UNet
+from tests.benchmark import step_memory
 
 CEILINGS = Ceilings({"float32": 100.0}, 10.0)
 
@@ -191,3 +192,11 @@ def test_the_table_names_failures_and_notes(capsys):
     printed = capsys.readouterr().out
     for text in ("slow thing", "1.00 s", "failed: broken thing: no [x]", "beware", "machine: one"):
         assert text in printed
+
+
+def test_rematerialisation_takes_less_memory_in_the_compiled_step():
+    def measure(remat):
+        return step_memory.measure(16, 64, "float32", remat, size="tiny", accumulation=2)
+
+    (state, none), (same, blocks) = measure("none"), measure("blocks")
+    assert blocks < 0.75 * none and state == same > 0
