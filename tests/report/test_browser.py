@@ -129,6 +129,15 @@ def test_the_page_does_not_scroll_sideways(opened: Visit):
     assert opened.page.evaluate("innerWidth") == opened.page.viewport_size["width"]
 
 
+@on({"width": DESK})
+def test_no_bar_stands_below_what_fits(opened: Visit):
+    rest = "(node) => node.scrollWidth - node.clientWidth"
+    found = opened.page.evaluate(
+        f"[...document.querySelectorAll('.scroll')].map({rest}).filter((rest) => rest > 0)"
+    )
+    assert not [rest for rest in found if rest < 8]
+
+
 # Each column pressed twice: what stands in it then, and how many rows there are.
 PRESSED = """
 (table) => [...table.tHead.rows[0].cells].map((head, at) => {
