@@ -4,6 +4,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -34,12 +35,21 @@ def _fitting(batch_size: int, ratio: float, multiple: int) -> int:
     return max(int(batch_size * ratio * 0.8) // multiple, 1) * multiple
 
 
-def _remedy(batch_size: int, ratio: float, *, accumulation: int, stage: str) -> str:
+_REMAT_SHARES = MappingProxyType({"norms": 0.55, "blocks": 0.45})
+"""What rematerialisation leaves of the temporary memory (docs/performance.md), and a margin."""
+
+
+def _remedy(
+    batch_size: int, ratio: float, *, accumulation: int, stage: str, remat: str = ""
+) -> str:
     """What to change so that a step, or a batch of an evaluation (no stage), fits."""
     multiple = accumulation * jax.device_count()
     fits, options = _fitting(batch_size, ratio, multiple), []
+    enough = [mode for mode, share in _REMAT_SHARES.items() if share <= ratio]
+    if remat == "none" and enough:
+        options.append(f"set config.model.remat={enough[0]}, which changes no result")
     if fits < batch_size:
-        options.append(f"Lower config.batch_size (about {fits} fits)")
+        options.append(f"lower config.batch_size (about {fits} fits)")
     if stage and batch_size > multiple:
         options.append("raise config.accumulation")
     if stage:
@@ -52,7 +62,7 @@ def _remedy(batch_size: int, ratio: float, *, accumulation: int, stage: str) -> 
 
 @contextlib.contextmanager
 def memory_errors(
-    *, batch_size: int, accumulation: int = 1, stage: str = "", need: int = 0
+    *, batch_size: int, accumulation: int = 1, stage: str = "", remat: str = "", need: int = 0
 ) -> Iterator[None]:
     """Turns "out of device memory", from the compiler or a running step, into one line.
 
@@ -60,6 +70,7 @@ def memory_errors(
       batch_size: that was asked for.
       accumulation: parts of it that are computed one after the other.
       stage: names the config file with smaller presets; '' for an evaluation, which has none.
+      remat: the network's; '' where there is no gradient.
       need: bytes that a step takes as far as the compiler knows, 0 for unknown.
 
     Raises:
@@ -71,10 +82,11 @@ def memory_errors(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         ratio = _share_that_fits(str(error), need)
+        sizes: dict[str, Any] = dict(accumulation=accumulation, stage=stage, remat=remat)
         what = "one step" if stage else "one batch"
         raise UserError(
             f"the device ran out of memory: {what} of config.batch_size={batch_size} does not "
-            f"fit. {_remedy(batch_size, ratio, accumulation=accumulation, stage=stage)}"
+            f"fit. {_remedy(batch_size, ratio, **sizes)}"
         ) from error
 
 
@@ -89,7 +101,9 @@ def _share_that_fits(message: str, need: int) -> float:
     return have / used if 0 < have < used else 0.5 / 0.8
 
 
-def check_memory(compiled: Any, *, batch_size: int, stage: str, accumulation: int = 1) -> None:
+def check_memory(
+    compiled: Any, *, batch_size: int, stage: str, accumulation: int = 1, remat: str = ""
+) -> None:
     """Refuses a step that cannot fit into this machine, before the system kills the process.
 
     Args:
@@ -97,6 +111,7 @@ def check_memory(compiled: Any, *, batch_size: int, stage: str, accumulation: in
       batch_size: for the remedy.
       stage: names the config file with smaller presets.
       accumulation: of the step, for the remedy.
+      remat: the network's, likewise.
 
     Raises:
       UserError: with the need, what there is, and a batch size that would fit.
@@ -104,10 +119,11 @@ def check_memory(compiled: Any, *, batch_size: int, stage: str, accumulation: in
     need = step_bytes(compiled)
     have = available_bytes()
     if have and need > have:
+        sizes: dict[str, Any] = dict(accumulation=accumulation, stage=stage, remat=remat)
         raise UserError(
             f"one step needs about {need / 2**30:.0f} GiB and this machine has "
             f"{have / 2**30:.0f} GiB free. "
-            f"{_remedy(batch_size, have / need, accumulation=accumulation, stage=stage)}"
+            f"{_remedy(batch_size, have / need, **sizes)}"
         )
 
 

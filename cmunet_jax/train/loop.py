@@ -211,7 +211,10 @@ def compile_step(
     totals = train_step.zero_metrics(state, batch)
     spec = train_step.spec
     sizes: dict[str, Any] = dict(
-        batch_size=spec.batch_size, accumulation=spec.accumulation, stage=stage
+        batch_size=spec.batch_size,
+        accumulation=spec.accumulation,
+        stage=stage,
+        remat=train_step.remat,
     )
     with estimate.memory_errors(**sizes):
         compiled = train_step.jitted.lower(state, totals, batch).compile()

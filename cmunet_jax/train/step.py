@@ -129,6 +129,11 @@ def gradients(
     return jax.tree.map(lambda g: g / accumulation, grads), obj_state, metrics
 
 
+def remat_of(objective: Objective) -> str:
+    """What the objective's network computes again for its gradient: a key of `unet.REMAT`."""
+    return getattr(objective, "remat", "none")
+
+
 def compiler_options(objective: Objective, mesh: Mesh) -> dict[str, str]:
     """Options of XLA for programs that take this objective's gradient on the devices of `mesh`.
 
@@ -137,8 +142,7 @@ def compiler_options(objective: Objective, mesh: Mesh) -> dict[str, str]:
     stores the first after all: without that pass U-Net-64 at 256², batch 2, takes 558 MiB of
     temporary memory with `norms` and 415 MiB with `blocks`, and with it 1,335 MiB like `none`.
     """
-    kept = getattr(objective, "remat", "none") == "none"
-    if kept or mesh.devices.flat[0].platform != "cpu":
+    if remat_of(objective) == "none" or mesh.devices.flat[0].platform != "cpu":
         return {}
     return {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
@@ -170,7 +174,7 @@ class TrainStep:
             metrics[NOT_FINITE] = (jnp.where(totals[NOT_FINITE][1] > 0, 0, first), count)
             return state, jax.tree.map(jnp.add, totals, metrics)
 
-        self.spec = spec
+        self.spec, self.remat = spec, remat_of(objective)
         self._update = update
         self._whole = whole
         self._shapes: Any = None

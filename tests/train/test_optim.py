@@ -1,5 +1,7 @@
 """Schedules by their definition, decay by its mask, estimates by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +197,24 @@ def test_a_step_that_cannot_fit_is_refused_with_a_batch_that_does(monkeypatch):
     message = str(error.value)
     assert "64 GiB" in message and "16 GiB" in message and "about 6 fits" in message
     assert "configs/pretrain.py:size=small" in message
+
+
+@pytest.mark.parametrize(
+    ("remat", "need", "advice"),
+    [
+        ("none", 20, "remat=norms"),
+        ("none", 33, "remat=blocks"),
+        ("none", 40, ""),  # neither would do
+        ("norms", 20, ""),  # it has been done
+        ("", 20, ""),  # no gradient
+    ],
+)
+def test_rematerialisation_is_the_advice_where_it_would_do(monkeypatch, remat, need, advice):
+    monkeypatch.setattr(estimate, "available_bytes", lambda: 16 * 2**30)
+    with pytest.raises(UserError) as error:
+        estimate.check_memory(Compiled(gib=need), batch_size=8, stage="finetune", remat=remat)
+    said = re.findall(r"remat=\w+", str(error.value))
+    assert said == [advice] if advice else not said
 
 
 def test_long_runs_on_a_cpu_are_announced_with_the_smaller_preset(monkeypatch):
