@@ -43,7 +43,7 @@ def exported_rows(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.stablehlo")
         exported = export_stablehlo.export(objective.network, weights, chain.to_dict())
-        path.write_bytes(exported.serialize())
+        export_stablehlo.write(exported, path)
         segment = export_loader.load(path)
         tasks = {
             "frame to probability, our chain": lambda: native(forward, placed, chain, frame),

@@ -4,6 +4,7 @@ python load.py model.stablehlo frames.npy probabilities.npy
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import sys
 
@@ -15,10 +16,11 @@ PLATFORMS, CALLING_CONVENTION = ("cpu", "cuda", "tpu"), 10  # of jax.export
 
 def load(path):
     """Returns the function from grey frames [B, H, W] to float32 probabilities of artery."""
-    head, magic, tail = pathlib.Path(path).read_bytes().partition(b"ML\xefR")  # of MLIR bytecode
-    program = (magic + tail)[: int.from_bytes(head[-4:], "little")]  # which comes after its length
-    if not magic or len(program) < int.from_bytes(head[-4:], "little"):
-        raise ValueError(f"{path} does not hold a whole exported network")
+    file = pathlib.Path(path).read_bytes()
+    if hashlib.sha256(file[:-32]).digest() != file[-32:]:
+        raise ValueError(f"{path} is damaged, or no exported network")
+    start = file.index(b"ML\xefR")  # the program, MLIR bytecode; its length comes before it
+    program = file[start : start + int.from_bytes(file[start - 4 : start], "little")]
     shape = jax.export.symbolic_shape("batch, height, width")
     inputs = jax.ShapeDtypeStruct(shape, np.float32), jax.ShapeDtypeStruct((), np.bool_)
     # What jax keeps beside a program, taken from one of the same signature.
@@ -30,9 +32,10 @@ def load(path):
 
     def segment(frames):
         frames = np.asarray(frames)  # uint8, uint16 or float, of any size
-        if frames.ndim != 3 or frames.dtype.kind not in "uif" or not np.isfinite(frames).all():
+        grey = frames.ndim == 3 and frames.size and frames.dtype.kind in "uif"
+        if not grey or not np.isfinite(values := frames.astype(np.float32)).all():
             raise ValueError(f"not grey, finite frames [B, H, W]: {frames.dtype} {frames.shape}")
-        return np.asarray(call(frames.astype(np.float32), np.bool_(frames.dtype == np.uint8)))
+        return np.asarray(call(values, np.bool_(frames.dtype == np.uint8)))
 
     return segment
 

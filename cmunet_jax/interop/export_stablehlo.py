@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,6 +57,12 @@ def export(
         jax_export_calling_convention_version=export_loader.CALLING_CONVENTION,
     ):
         return jax.export.export(jax.jit(segment), platforms=export_loader.PLATFORMS)(*arguments)
+
+
+def write(exported: jax.export.Exported, path: pathlib.Path) -> None:
+    """Writes what `jax.export.deserialize` reads, and its SHA-256 after it for the loader."""
+    content = bytes(exported.serialize())
+    path.write_bytes(content + hashlib.sha256(content).digest())
 
 
 @contextlib.contextmanager

@@ -160,7 +160,7 @@ def _write_stablehlo(
     weights = {"params": params, "batch_stats": batch_stats}
     exported = export_stablehlo.export(objective.network, weights, facts["preprocessing"])
     model, loader = (folder / name for name in FILES["stablehlo"])
-    model.write_bytes(exported.serialize())
+    export_stablehlo.write(exported, model)
     shutil.copyfile(export_loader.__file__, loader)
     return {
         "platforms": list(exported.platforms),

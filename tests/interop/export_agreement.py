@@ -41,7 +41,7 @@ def rows(run, files, name):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "model.stablehlo")
         exported = export_stablehlo.export(network, weights, chain.to_dict())
-        path.write_bytes(exported.serialize())
+        export_stablehlo.write(exported, path)
         function = export_loader.load(path)
     for file in files:
         frame = cv2.imread(file, cv2.IMREAD_GRAYSCALE)[None]

@@ -148,7 +148,7 @@ def test_the_loader_alone_gives_the_same_probabilities(tuned, tmp_path):
         for place in (ROOT, pathlib.Path(sys.prefix), pathlib.Path.home(), tmp_path):
             assert f"{place}/".encode() not in content, f"{path.name} names {place}"
     assert manifest["checks"]["stablehlo"]["dice"] > 0.99
-    assert len([x for x in (out / "load.py").read_text().splitlines() if x.strip()]) < 30
+    assert len([x for x in (out / "load.py").read_text().splitlines() if x.strip()]) < 36
 
     frames = np.stack([angiogram(210, 150, seed) for seed in range(3)]).astype(np.uint16) * 16
     np.save(tmp_path / "frames.npy", frames)
@@ -170,9 +170,15 @@ def test_the_loader_alone_gives_the_same_probabilities(tuned, tmp_path):
     theirs = jax.export.deserialize(bytearray(model.read_bytes())).call
     assert np.array_equal(theirs(frames.astype(np.float32), np.bool_(False)), made)
 
+    segmented = export_loader.load(model)
+    for bad in (frames[0], frames[:0], frames * 1j, np.full((1, 32, 32), np.inf)):
+        with pytest.raises(ValueError, match="not grey, finite"):
+            segmented(bad)
     whole = model.read_bytes()
-    model.write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "pickle").write_bytes(b"\x80\x04K\x01.")  # is not run
-    for damaged in (model, tmp_path / "pickle"):
-        with pytest.raises(ValueError, match=re.escape(str(damaged))):
-            export_loader.load(damaged)
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # a bit of a weight
+    pickled = b"\x80\x04K\x01."  # is not run
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), pickled, b""):
+        model.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{re.escape(str(model))} is damaged"):
+            export_loader.load(model)
