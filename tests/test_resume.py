@@ -12,6 +12,8 @@ import pytest
 from cmunet_jax.stages import train as train_stage
 from cmunet_jax.train import checkpoint, loop, progress
 from tests.stage_helpers import tiny
+from tfds_angio import exclusive as exclusive_lib
+from tfds_angio.errors import UserError
 
 STEPS, STOP_AT = 6, 3
 
@@ -54,6 +56,34 @@ def test_a_signal_saves_and_the_same_command_continues(
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["step"] for row in rows if "train/loss" in row]
     assert losses == sorted(set(losses)), "a step was reported twice"
+
+
+def test_a_workdir_belongs_to_one_training_at_a_time(
+    uninterrupted, tiny_dataset, tmp_path, monkeypatch, capsys
+):
+    stage, _ = uninterrupted
+    config = tiny(stage, tiny_dataset, STEPS)
+    monkeypatch.setattr(exclusive_lib.exclusive.__wrapped__, "__kwdefaults__", {"seconds": 0.0})
+    with exclusive_lib.exclusive(tmp_path):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+            train_stage.run(config, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [exclusive_lib.LOCK]
+
+
+def test_a_checkpoint_of_another_config_is_not_continued(
+    uninterrupted, tiny_dataset, tmp_path, capsys
+):
+    stage, _ = uninterrupted
+    config = tiny(stage, tiny_dataset, STEPS)
+    assert train_stage.run(config, tmp_path) == 0
+    path = tmp_path / "config.json"
+    rate = config.optim.learning_rate
+    changed = json.loads(path.read_text())
+    changed["config"]["optim"]["learning_rate"] = config.optim.learning_rate = rate * 2
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"checkpoint \(step 6\) with another .*learning_rate"):
+        train_stage.run(config, tmp_path)
+    assert checkpoint.load(tmp_path).step == STEPS
 
 
 def test_a_finished_run_is_left_as_it_is(uninterrupted, tiny_dataset, tmp_path):

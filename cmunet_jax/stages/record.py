@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -50,19 +51,39 @@ def check_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file. Choose a folder.")
     parent = next(p for p in [workdir, *workdir.parents] if p.exists())
+    if not parent.is_dir():
+        raise UserError(f"--workdir {workdir} lies in {parent}, which is a file. Choose a folder.")
     if not os.access(parent, os.W_OK):
         raise UserError(f"--workdir {workdir} cannot be written ({parent} is read-only).")
     if not path.is_file():
         return
+    _require_same_config(f"{workdir} holds a run", read(workdir)["config"], config)
+
+
+def check_checkpoint(
+    workdir: pathlib.Path, step: int, saved: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> None:
+    """Refuses a checkpoint of another config than the run's, `saved` (a manifest's).
+
+    Raises:
+      UserError: naming the first difference.
+    """
+    own = {key: value for key, value in saved.items() if key != "provenance"}
+    _require_same_config(f"{workdir} holds a checkpoint (step {step})", own, config)
+
+
+def _require_same_config(
+    what: str, before: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> None:
     changed = [
         line
-        for line in config_lib.differences(read(workdir)["config"], config_lib.to_dict(config))
+        for line in config_lib.differences(before, config_lib.to_dict(config))
         if not line.startswith(config_lib.FREE)
     ]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise UserError(
-            f"{workdir} holds a run with another config: {changed[0]}{more}. "
+            f"{what} with another config: {changed[0]}{more}. "
             "Choose another --workdir, or delete that folder."
         )
 

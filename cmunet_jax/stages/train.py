@@ -33,9 +33,10 @@ from cmunet_jax.train import (
 )
 from cmunet_jax.train import state as state_lib
 from cmunet_jax.train.state import TrainState
-from cmunet_jax.train.step import TrainStep, spec_of, views_at
+from cmunet_jax.train.step import TrainStep, picture_maker, spec_of
 from tfds_angio.base import AngioDataset
 from tfds_angio.errors import UserError
+from tfds_angio.exclusive import exclusive
 
 IN_TRAINING_METRICS = ("dice", "iou", "precision", "recall")
 
@@ -84,6 +85,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     objective.check_batch(config.batch_size, accumulation=config.accumulation)
     _require_one_run(config, workdir)
     record.check_workdir(workdir, config)
+    with exclusive(workdir) if processes.is_first() else contextlib.nullcontext():
+        record.check_workdir(workdir, config)  # Another may have ended meanwhile.
+        return _run(config, workdir, objective, mesh)
+
+
+def _run(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    objective: Objective,
+    mesh: jax.sharding.Mesh,
+) -> int:
+    """Trains in a workdir that is this run's alone."""
     chosen = choose_images(config, progress=processes.is_first())
     same = {"the data set's content": chosen.dataset.fingerprint, "the images": chosen.ids}
     processes.require_same(same, seconds=processes.DATA_SECONDS)
@@ -109,6 +122,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         best_metric=config.checkpoint.best or None,
     ) as checkpointer:
         if restored := checkpointer.restore(state):
+            record.check_checkpoint(workdir, restored.step, restored.meta.config, config)
             state = restored.state
             print(f"Continuing {workdir} at step {restored.step:,} of {steps['total']:,}.")
         if int(state.step) >= steps["total"]:
@@ -274,7 +288,7 @@ def _fit(
         save_every=steps["save"],
         save_evaluated=bool(config.checkpoint.best),
         evaluate=_in_training_evaluator(config, objective, inputs, mesh),
-        pictures=_picture_maker(objective, train_step, mesh),
+        pictures=picture_maker(objective, train_step, mesh),
     )
     _announce(config, workdir, inputs, state, steps)
     done, total = int(state.step), steps["total"]
@@ -360,23 +374,6 @@ def _in_training_evaluator(
         return {f"{config.eval_split}/{name}": float(means[name]["mean"]) for name in means}
 
     return evaluate
-
-
-def _picture_maker(
-    objective: Objective, train_step: TrainStep, mesh: jax.sharding.Mesh
-) -> Callable[[TrainState, Any], dict[str, np.ndarray]]:
-    """Pictures of the first images of the batch at hand, in evaluation mode."""
-    spec = train_step.spec
-
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def draw(state: TrainState, data: Any) -> dict[str, jax.Array]:
-        made = views_at(objective.views, data, state.step, spec, sharding.by_example(mesh))
-        few = jax.tree.map(lambda x: x[:4], made)
-        key = keys.stream_key(spec.seed, "pictures")
-        context, _ = objective.prepare(state.variables, few, key, train=False)
-        return objective.pictures(state.params, state.variables.state, few, context, key)
-
-    return lambda state, data: jax.device_get(draw(state, data))
 
 
 def _announce(

@@ -24,6 +24,7 @@ from cmunet_jax.sweep.claims import now
 from cmunet_jax.sweep.store import FULL
 from cmunet_jax.train import loop, metrics_file, store
 from tfds_angio.errors import UserError
+from tfds_angio.exclusive import exclusive
 
 _FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
 
@@ -39,13 +40,12 @@ def run(folder: pathlib.Path) -> int:
     status = 0
     try:
         spec = json.loads((folder / child.SPEC).read_text())
-        lock = child.lock(folder)
-        devices.set_up()
-        if spec.get("measure"):
-            outcome = measure.run(config_lib.from_dict(spec["config"]))
-        else:
-            status, outcome = _do(spec, folder)
-        os.close(lock)
+        with exclusive(folder):  # Another may be left, whose worker was killed.
+            devices.set_up()
+            if spec.get("measure"):
+                outcome = measure.run(config_lib.from_dict(spec["config"]))
+            else:
+                status, outcome = _do(spec, folder)
     except UserError as error:
         outcome = {"error": " ".join(str(error).split())}
         status = child.EXIT_STORAGE if _of_storage(error) else 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -16,34 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfds_angio.errors import UserError
-
 MODULE = "cmunet_jax.stages.trial"
 SPEC, OUTCOME, LOG = "spec.json", "outcome.json", "log.txt"
 EXIT_STORAGE = 74  # EX_IOERR: the disk is full, read-only or failing
 _PATIENCE = 120.0  # seconds that a stopping child has to save
-_LOCK_SECONDS = 60.0
-
-
-def lock(folder: Path) -> int:
-    """Waits until no other process works in a trial's folder, such as one whose worker was killed.
-
-    Returns:
-      The handle that holds the lock until it is closed.
-
-    Raises:
-      UserError: if the other is still there after a minute.
-    """
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(f"another process still works in {folder}") from None
-            time.sleep(0.2)
 
 
 def end_with_worker(status: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,8 +29,9 @@ class Parts:
 
 def parts_of(sweep: ConfigDict) -> Parts:
     """The configs of the stages, with what the sweep says of all of them filled in."""
-    pretrain = {name: sweep.pretrain[name].copy_and_resolve_references() for name in sweep.pretrain}
-    finetune = sweep.finetune.copy_and_resolve_references()
+    # Copies that keep references, so that what follows a key also follows a variant's.
+    pretrain = {name: copy.deepcopy(sweep.pretrain[name]) for name in sweep.pretrain}
+    finetune = copy.deepcopy(sweep.finetune)
     for part in (*pretrain.values(), finetune):
         with part.unlocked():
             part.data.update({k: v for k, v in sweep.data.items() if k not in _OWN_DATA})
@@ -37,7 +39,7 @@ def parts_of(sweep: ConfigDict) -> Parts:
         if sweep.pretrain_for not in ("", OWN):
             part.train_for = sweep.pretrain_for
     _name_test(finetune, sweep.test_split)
-    return Parts(pretrain, finetune, sweep.evaluate.copy_and_resolve_references())
+    return Parts(pretrain, finetune, copy.deepcopy(sweep.evaluate))
 
 
 def _name_test(config: ConfigDict, split: str) -> None:
@@ -98,9 +100,8 @@ def apply(base: Parts, changes: Mapping[str, Any], method: str) -> Parts:
     Raises:
       UserError: if a key does not exist or its value has another type.
     """
-    pretrain = {name: part.copy_and_resolve_references() for name, part in base.pretrain.items()}
-    finetune = base.finetune.copy_and_resolve_references()
-    evaluate = base.evaluate.copy_and_resolve_references()
+    pretrain = {name: copy.deepcopy(part) for name, part in base.pretrain.items()}
+    finetune, evaluate = copy.deepcopy(base.finetune), copy.deepcopy(base.evaluate)
     for dotted, value in changes.items():
         part, _, key = dotted.partition(".")
         config_lib.choose("part of a variant", part, ("pretrain", "finetune", "evaluate"))

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -261,3 +262,20 @@ def views_at(names: Any, data: Any, step: Array, spec: Spec, rows: Any) -> dict[
     batch = sharding.constrain(source.decode(data), rows)
     made = views.make_views(names, batch, seed=spec.seed, step=step, config=spec.views, train=True)
     return sharding.constrain(made, rows)
+
+
+def picture_maker(
+    objective: Objective, train_step: TrainStep, mesh: Mesh
+) -> Callable[[TrainState, Any], dict[str, np.ndarray]]:
+    """Pictures of the first images of the batch at hand, in evaluation mode."""
+    spec = train_step.spec
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def draw(state: TrainState, data: Any) -> dict[str, jax.Array]:
+        made = views_at(objective.views, data, state.step, spec, sharding.by_example(mesh))
+        few = jax.tree.map(lambda x: x[:4], made)
+        key = keys.stream_key(spec.seed, "pictures")
+        context, _ = objective.prepare(state.variables, few, key, train=False)
+        return objective.pictures(state.params, state.variables.state, few, context, key)
+
+    return lambda state, data: jax.device_get(draw(state, data))

@@ -23,6 +23,7 @@ from cmunet_jax.sweep.plan import Trial
 from cmunet_jax.sweep.records import Records
 from cmunet_jax.sweep.store import open_store
 from cmunet_jax.sweep.worker import Settings, Worker
+from tfds_angio.exclusive import exclusive
 
 DATA = {"name": "hearts", "fingerprint": "f" * 64}
 STOPPED = 75
@@ -82,7 +83,6 @@ def command(plan: Sequence[Trial], url: str, scratch: pathlib.Path) -> list[str]
 def _trial(folder: pathlib.Path) -> int:
     spec = json.loads((folder / "spec.json").read_text())
     behave = spec["config"]["behave"]
-    child.lock(folder)
     saved = folder / "run" / "checkpoints"
     done = max((int(p.name) for p in saved.glob("[0-9]*")), default=0)
     with open(folder / "log.txt", "a") as log:
@@ -115,7 +115,9 @@ def main(arguments: Sequence[str]) -> int:
     """`work PLAN URL SCRATCH` is a worker, `FOLDER` a trial."""
     if arguments[0] != "work":
         child.end_with_worker(STOPPED)
-        return _trial(pathlib.Path(arguments[0]))
+        folder = pathlib.Path(arguments[0])
+        with exclusive(folder):
+            return _trial(folder)
     child.MODULE = "tests.sweep.stand_in"
     entries = json.loads(arguments[1])
     plan = [Trial(**entry | {"depends": tuple(entry["depends"])}) for entry in entries]

@@ -267,3 +267,16 @@ def test_a_variant_can_be_spelled_out():
     assert {t.steps for t in found if t.kind == "finetune"} == {48}
     (pre,) = [t for t in found if t.kind == "pretrain"]
     assert pre.config["optim"]["b2"] == 0.9
+
+
+def test_what_follows_a_key_follows_that_of_a_variant():
+    changes = ("finetune.preprocessing.size=96", "pretrain.cmunet.preprocessing.size=128")
+    trials = study(variants=(f"big: {' '.join(changes)}",), variant_labels=(18,))
+    views = {t.kind: t.config["views"] for t in trials if t.variant == "big"}
+    assert views["finetune"]["size"] == 96
+    assert (views["pretrain"]["base_size"], views["pretrain"]["crop"]) == (128, 112)
+    assert {
+        t.config["views"]["size"] for t in trials if t.kind == "finetune" and not t.variant
+    } == {
+        t.config["preprocessing"]["size"] for t in trials if t.kind == "finetune" and not t.variant
+    }

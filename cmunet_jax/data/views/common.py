@@ -42,6 +42,16 @@ def noise(key: Array, image: Array, options: Options) -> Array:
     )
 
 
+def check_side(options: Options, name: str, *, least: int = PATCH) -> None:
+    """Raises UserError unless the named side, in pixels, is a multiple of PATCH from `least` on."""
+    side = options[name]
+    if side < least or side % PATCH:
+        raise UserError(
+            f"config.views.{name}={side} must be a multiple of {PATCH}, at least {least}. "
+            "Unless it is set it follows config.preprocessing.size, which may be 32 or more"
+        )
+
+
 def check_fractions(options: Options, *names: str) -> None:
     """Raises UserError unless the named options lie in 0..1."""
     for name in names:

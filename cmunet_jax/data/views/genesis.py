@@ -9,7 +9,15 @@ import jax
 from cmunet_jax.config import choose
 from cmunet_jax.data import genesis as transforms
 from cmunet_jax.data.resample import resize
-from cmunet_jax.data.views.common import PATCH, Array, Example, Options, View, check_fractions
+from cmunet_jax.data.views.common import (
+    PATCH,
+    Array,
+    Example,
+    Options,
+    View,
+    check_fractions,
+    check_side,
+)
 from tfds_angio.errors import UserError
 
 NOISE_RANGES = ("unit", "image")
@@ -40,14 +48,10 @@ def check(options: Options) -> None:
     """Raises a UserError that names the option that cannot be."""
     check_fractions(options, "flip", "shuffle", "intensity", "paint", "inpaint")
     choose("config.views.paint_noise", options["paint_noise"], NOISE_RANGES)
-    size = options["size"]
-    if size < _SMALLEST or size % PATCH:
-        raise UserError(
-            f"config.views.size={size} must be a multiple of {PATCH}, at least {_SMALLEST}"
-        )
+    check_side(options, "size", least=_SMALLEST)
     for name, low, high in (
         ("flips", 0, 16),
-        ("shuffle_side", 1, size),
+        ("shuffle_side", 1, options["size"]),
         ("shuffle_windows", 1, 2**24),
     ):
         if not low <= options[name] <= high:

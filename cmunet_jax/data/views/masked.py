@@ -21,6 +21,7 @@ from cmunet_jax.data.views.common import (
     View,
     check_fractions,
     check_ranges,
+    check_side,
 )
 from tfds_angio.errors import UserError
 
@@ -45,10 +46,8 @@ def check(options: Options) -> None:
     check_ranges(options, "area", "aspect")
     if options["area"][1] > 1:
         raise UserError("config.views.area must end at 1 or below: it is a part of the image")
-    size = options["size"]
-    if size < PATCH or size % PATCH:
-        raise UserError(f"config.views.size={size} must be a multiple of {PATCH}")
-    patches = (size // PATCH) ** 2
+    check_side(options, "size")
+    patches = (options["size"] // PATCH) ** 2
     if not 1 <= math.floor(options["patch_ratio"] * patches) < patches:
         raise UserError(
             f"config.views.patch_ratio={options['patch_ratio']} hides none or all of the "

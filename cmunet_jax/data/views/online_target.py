@@ -17,6 +17,7 @@ from cmunet_jax.data.views.common import (
     View,
     check_fractions,
     check_ranges,
+    check_side,
     noise,
 )
 from tfds_angio.errors import UserError
@@ -46,8 +47,7 @@ def check(options: Options) -> None:
     if options["area"][1] > 1:
         raise UserError("config.views.area must end at 1 or below: it is a part of the image")
     crop, base = options["crop"], options["base_size"]
-    if crop < PATCH or crop % PATCH:
-        raise UserError(f"config.views.crop={crop} must be a multiple of {PATCH}")
+    check_side(options, "crop")
     if options["max_offset"] < 0 or crop + options["max_offset"] > base:
         raise UserError(
             f"config.views.crop={crop} and config.views.max_offset={options['max_offset']} do not "

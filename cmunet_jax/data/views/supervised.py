@@ -11,13 +11,13 @@ import jax
 from cmunet_jax.data import augment
 from cmunet_jax.data.resample import resize
 from cmunet_jax.data.views.common import (
-    PATCH,
     Array,
     Example,
     Options,
     View,
     check_fractions,
     check_ranges,
+    check_side,
     noise,
 )
 from tfds_angio.errors import UserError
@@ -60,8 +60,7 @@ def check(options: Options) -> None:
     check_ranges(options, "scale", "downscale_factor", "blur_sigma", "gamma_range", "contrast")
     if options["downscale_factor"][1] > 1:
         raise UserError("config.views.downscale_factor must end at 1 or below: it only shrinks")
-    if options["size"] % PATCH:
-        raise UserError(f"config.views.size={options['size']} must be a multiple of {PATCH}")
+    check_side(options, "size")
 
 
 def supervised(key: Array, example: Example, options: Options, train: bool) -> dict[str, Any]:

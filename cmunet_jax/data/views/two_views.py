@@ -21,6 +21,7 @@ from cmunet_jax.data.views.common import (
     View,
     check_fractions,
     check_ranges,
+    check_side,
     noise,
 )
 from tfds_angio.errors import UserError
@@ -53,9 +54,7 @@ def check(options: Options) -> None:
     for name in ("degrees", "noise_fraction"):
         if options[name] < 0:
             raise UserError(f"config.views.{name}={options[name]} must be 0 or more")
-    crop = options["crop"]
-    if crop < PATCH or crop % PATCH:
-        raise UserError(f"config.views.crop={crop} must be a multiple of {PATCH}")
+    check_side(options, "crop")
 
 
 def two_views(key: Array, example: Example, options: Options, train: bool) -> dict[str, Any]:
