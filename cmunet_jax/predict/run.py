@@ -153,7 +153,7 @@ class _Run:
         if self.options.spacing:
             mm = self.options.spacing
             case = replace(case, spacing=Spacing(mm, mm, "config"))
-        job = Job(number, item, case, inputs.frame_names(case))
+        job = Job(number, item, case, inputs.frame_names(case), [*case.notes])
         if case.burned_in and self.options.burned_in != "keep":
             job.notes.append(WITHHELD)
         rules = self.options.rules

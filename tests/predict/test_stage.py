@@ -7,6 +7,7 @@ import os
 
 import cv2
 import numpy as np
+import PIL.Image
 import pydicom
 import pytest
 
@@ -272,6 +273,22 @@ def test_a_segmentation_that_cannot_be_written_is_in_the_status(checkpoint, tmp_
     config.segmentation = True
     (folder / "empty.png").write_bytes(b"")
     assert predict.run(config, out) == predict.EXIT_SOME_FAILED, "an input is more"
+
+
+def test_results_of_a_turned_photograph_are_turned_and_an_animation_is_none(checkpoint, tmp_path):
+    folder, exif = images(tmp_path / "in", "a.png"), PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(angiogram(60, 80)).save(folder / "turned.jpg", exif=exif)
+    frames = [PIL.Image.fromarray(angiogram(20, 30, at)) for at in range(2)]
+    frames[0].save(folder / "film.png", save_all=True, append_images=frames[1:])
+    assert predict.run(configured(checkpoint, folder), tmp_path / "out") == 3
+    content = record.read(tmp_path / "out")
+    (failed,) = content["failed"]
+    assert failed["input"] == "film.png" and "animated PNG of 2 frames" in failed["reason"]
+    plain, turned = content["cases"]
+    assert (turned["height"], turned["width"]) == (80, 60)
+    assert record.read_mask(tmp_path / "out" / turned["frames"][0]["mask"]).shape == (80, 60)
+    assert "EXIF orientation 6: turned" in turned["notes"][0] and not plain["notes"]
 
 
 def test_a_cut_image_without_a_suffix_is_a_failure_of_the_run(checkpoint, tmp_path, capsys):
