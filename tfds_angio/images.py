@@ -76,8 +76,16 @@ def _exif_orientation(exif: object) -> int:
     try:
         found.load(exif)
         return _known(found.get(_ORIENTATION))
-    except Exception:  # Pillow trusts the lengths and offsets in it, which fails in many ways
-        return 1
+    except (
+        SyntaxError,
+        struct.error,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+    ):
+        return 1  # Pillow trusts the lengths and offsets in it, which fails in many ways
 
 
 def _known(orientation: object) -> int:

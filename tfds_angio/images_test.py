@@ -80,7 +80,9 @@ def test_a_picture_is_read_as_viewers_show_it(kind, orientation):
         np.testing.assert_array_equal(images.decode(data, ".png"), deep)
 
 
-@pytest.mark.parametrize("exif", [b"", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0garbage"])
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0garbage", b"Exif\0\0II*\0"]
+)
 def test_damaged_exif_turns_nothing(exif):
     file = io.BytesIO()
     PIL.Image.fromarray(np.zeros((4, 6), np.uint8)).save(file, "JPEG", exif=exif)
