@@ -9,7 +9,7 @@ NPY ([H, W] or a run [T, H, W]) and DICOM. Writes masks, probabilities, pictures
 DICOM and predictions.json into runs/predictions; docs/clinical.md explains them, and `config.fit`.
 Seconds to start, then some frames a second on two cores with size=small. The exit status is 0 if
 every input was used, 3 if some could not be (they are named, and listed in predictions.json), 2 if
-none could or the command is wrong.
+none could or the command is wrong, 1 if only the DICOM SEG of a DICOM could not be written.
 """
 
 import ml_collections
@@ -39,7 +39,7 @@ def get_config(arg=None):
     config.frames = "all"  # of a run: all, or best (the one that shows most artery)
     config.spacing = 0.0  # mm per pixel, in place of what the files say; 0: what they say
     config.probability = "png"  # 16-bit, or npz: exact
-    config.segmentation = True  # a DICOM SEG for each DICOM
+    config.segmentation = True  # a DICOM SEG for each DICOM; False: none
     config.qca = False  # quantitative coronary analysis of each mask
     # Where the file says that annotations are burned into its pixels: withhold pictures, or keep.
     config.burned_in = "withhold"

@@ -13,6 +13,11 @@ import PIL.Image
 # What the readers accept, in the order in which one of several files of a name is preferred.
 SUFFIXES = (".npy", ".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 
+TURNED = "turned upright, as viewers show it"
+
+_ANIMATED = ("PNG", "GIF", "WEBP")  # by Pillow's names; a JPEG may hold a preview, a TIFF pages
+_ORIENTATION = 0x0112  # the tag in EXIF and TIFF
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -34,20 +39,68 @@ def _load_npy(data: bytes) -> np.ndarray:
     return array
 
 
-def _check_complete(data: bytes) -> None:
-    """OpenCV fills the missing part of a truncated file with grey; Pillow refuses it."""
+def _check(data: bytes) -> int:
+    """The orientation 1…8 that the file states, once it is complete and of one picture.
+
+    OpenCV fills the missing part of a truncated file with grey; Pillow refuses it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd tags of scanners, without effect on the pixels
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
             with PIL.Image.open(io.BytesIO(data)) as image:
+                tags = getattr(image, "tag_v2", {})  # of TIFF; loading takes the orientation out
+                in_tiff = _known(tags.get(_ORIENTATION))
                 image.load()
+                count = getattr(image, "n_frames", 1)
+                if image.format in _ANIMATED and count > 1:
+                    raise UnreadableImage(
+                        f"an animated {image.format} of {count} frames: give the DICOM run that it "
+                        "was made from, or each frame as a PNG"
+                    )
+                return max(in_tiff, _exif_orientation(image.info.get("exif")))
     except PIL.UnidentifiedImageError:
         _check_chunks(data)  # a depth that Pillow does not know (16-bit colour): OpenCV will judge
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnreadableImage(f"corrupt or truncated ({error})") from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"too large ({error})") from error
+    return 1
+
+
+def _exif_orientation(exif: object) -> int:
+    """That of a block of EXIF, 1 where there is none or it is damaged."""
+    if not isinstance(exif, bytes):
+        return 1
+    found = PIL.Image.Exif()
+    try:
+        found.load(exif)
+        return _known(found.get(_ORIENTATION))
+    except (
+        SyntaxError,
+        struct.error,
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+    ):
+        return 1  # Pillow trusts the lengths and offsets in it, which fails in many ways
+
+
+def _known(orientation: object) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns and mirrors [H, W] or [H, W, C] as EXIF 2.32, 4.6.5.A, has it."""
+    if orientation >= 5:  # the first stored row is a side of the picture
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
 
 
 def _check_chunks(data: bytes) -> None:
@@ -67,19 +120,25 @@ def _check_chunks(data: bytes) -> None:
 
 
 def decode(data: bytes, suffix: str) -> np.ndarray:
-    """Decodes the bytes of a file.
+    """The array of `decode_upright`."""
+    return decode_upright(data, suffix)[0]
+
+
+def decode_upright(data: bytes, suffix: str) -> tuple[np.ndarray, int]:
+    """Decodes the bytes of a file, turned as its EXIF orientation says and as viewers show it.
 
     Returns:
-      [H, W] or [H, W, C] as stored: uint8, uint16, float…; C in RGB(A) order.
+      [H, W] or [H, W, C] of the stored type: uint8, uint16, float…; C in RGB(A) order. And the
+      orientation 1…8 that the file states: 1 where nothing was turned.
 
     Raises:
-      UnreadableImage: empty, truncated or not an image.
+      UnreadableImage: empty, truncated, animated or not an image.
     """
     if not data:
         raise UnreadableImage("empty file")
     if suffix.lower() == ".npy":
-        return _load_npy(data)
-    _check_complete(data)
+        return _load_npy(data), 1
+    orientation = _check(data)
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
@@ -88,7 +147,9 @@ def decode(data: bytes, suffix: str) -> np.ndarray:
         raise UnreadableImage("not an image")
     if array.ndim == 3 and array.shape[2] in (3, 4):
         array = array[..., [2, 1, 0, 3][: array.shape[2]]]  # OpenCV has BGR(A)
-    return array
+    if data[:4] not in _TIFF:  # of TIFF alone OpenCV has turned the pixels already
+        array = _upright(array, orientation)
+    return array, orientation
 
 
 def grey(array: np.ndarray) -> np.ndarray:

@@ -50,6 +50,7 @@ class Case:
       burned_in: whether the file says that its pixels hold annotations, which may name a patient.
       read: frame index in 0..frames-1 -> grey [H, W], uint8, uint16 or float32, where vessels
         filled with contrast are darker than what surrounds them. Only that frame is decoded.
+      notes: what was done to the pixels that a user would not expect.
     """
 
     id: str
@@ -62,3 +63,4 @@ class Case:
     spacing: Spacing | None
     burned_in: bool
     read: Callable[[int], NDArray[np.generic]]
+    notes: tuple[str, ...] = ()

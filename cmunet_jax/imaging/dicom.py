@@ -99,7 +99,7 @@ def open_dicom(path: pathlib.Path, *, opener: Callable[[], int] | None = None) -
 
     Raises:
       UnreadableCase: with the reason, which quotes nothing from inside the file but its numbers of
-        rows, columns, frames and bits, and the registered name of its kind.
+        rows, columns, frames and bits, the registered name of its kind, and its transfer syntax.
     """
     silence()
     source = Unpacked(path, opener)
@@ -203,7 +203,9 @@ def _unsupported(syntax: uid.UID) -> str:
     name = syntax.name if syntax.name != syntax and not syntax.is_private else ""
     if any(word in name for word in _VIDEO):
         return f"a video inside a DICOM ({name}): export its frames as an uncompressed run"
-    return f"its transfer syntax is not supported ({name or 'unknown'}): decompress it first"
+    if not name:  # text in its place, which may say anything, is not repeated
+        name = str(syntax) if syntax.is_valid else "unknown"
+    return f"its transfer syntax is not supported ({name}): decompress it first"
 
 
 def _spacing(header: Dataset) -> Spacing | None:

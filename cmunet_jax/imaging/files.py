@@ -31,6 +31,7 @@ def open_file(path: pathlib.Path, *, kind: str, name: str) -> Case:
     """
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    notes: tuple[str, ...] = ()
     run = _array_run(path) if kind == "array" else None
     pages = _pages(path) if path.suffix.lower() in (".tif", ".tiff") else 1
     if run is not None:
@@ -38,7 +39,9 @@ def open_file(path: pathlib.Path, *, kind: str, name: str) -> Case:
         read = functools.partial(_read_array, run)
     else:
         # A single image is decoded once, and kept for as long as the case is.
-        first = _decode(path)
+        first, orientation = _decode(path)
+        if orientation != 1:
+            notes = (f"EXIF orientation {orientation}: {images.TURNED}, and so are its results",)
         count, (height, width) = pages, first.shape
         read = functools.partial(_read_image, path, first)
     if not height or not width or not count:
@@ -54,6 +57,7 @@ def open_file(path: pathlib.Path, *, kind: str, name: str) -> Case:
         spacing=None,
         burned_in=False,
         read=read,
+        notes=notes,
     )
 
 
@@ -89,9 +93,11 @@ def _pages(path: pathlib.Path) -> int:
     return max(counted, 1)
 
 
-def _decode(path: pathlib.Path) -> NDArray[np.generic]:
+def _decode(path: pathlib.Path) -> tuple[NDArray[np.generic], int]:
+    """Grey [H, W], upright, and the orientation that the file states."""
     try:
-        return images.grey(images.decode(path.read_bytes(), path.suffix))
+        array, orientation = images.decode_upright(path.read_bytes(), path.suffix)
+        return images.grey(array), orientation
     except images.UnreadableImage as error:
         raise UnreadableCase(str(error)) from None
 

@@ -307,7 +307,7 @@ def _reasons() -> Iterator[None]:
 
 
 def frame_names(case: Case) -> list[str]:
-    """What the outputs of each frame are called: the id, and in a run ID_0007 for frame 7."""
+    """What the outputs of each frame are called: the id, and in a run ID_0007 for index 7."""
     return [case.id] if case.frames == 1 else [f"{case.id}_{i:04d}" for i in range(case.frames)]
 
 

@@ -25,6 +25,7 @@ from cmunet_jax.predict.outputs import Staging
 FRAMES = ("all", "best")
 BURNED_IN = ("withhold", "keep")
 WITHHELD = "the file says that its pixels hold annotations: no picture of it is written"
+NO_SEGMENTATION = "no DICOM segmentation"
 NO_SPACING = "no pixel spacing is known: nothing was removed for its length in mm"
 
 
@@ -87,12 +88,14 @@ class Outcome:
     Attributes:
       cases: entries of predictions.json.
       failed: inputs that could not be used.
+      unsegmented: DICOMs that were used, but whose DICOM SEG could not be written.
       names: (path, id) of those that could, for the screen only.
       frames: how many were predicted.
     """
 
     cases: list[dict[str, Any]] = field(default_factory=list)
     failed: list[Refused] = field(default_factory=list)
+    unsegmented: list[Refused] = field(default_factory=list)
     names: list[tuple[str, str]] = field(default_factory=list)
     frames: int = 0
 
@@ -150,7 +153,7 @@ class _Run:
         if self.options.spacing:
             mm = self.options.spacing
             case = replace(case, spacing=Spacing(mm, mm, "config"))
-        job = Job(number, item, case, inputs.frame_names(case))
+        job = Job(number, item, case, inputs.frame_names(case), [*case.notes])
         if case.burned_in and self.options.burned_in != "keep":
             job.notes.append(WITHHELD)
         rules = self.options.rules
@@ -274,7 +277,9 @@ class _Run:
                 algorithm_version=self.options.algorithm,
             )
         except UnreadableCase as error:
-            job.notes.append(f"no DICOM segmentation: {error}")
+            job.notes.append(f"{NO_SEGMENTATION}: {error}")
+            refused = Refused(str(job.item.path), job.item.label, f"{NO_SEGMENTATION}: {error}")
+            self.outcome.unsegmented.append(refused)
             return None
         return relative
 

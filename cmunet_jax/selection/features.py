@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,14 +66,7 @@ def embed(
     Raises:
       UserError: the network gives values that are not finite.
     """
-
-    def prepare(position: int) -> tuple[NDArray[np.float32], str] | str:
-        try:
-            picture = pool.read(position)
-            return preprocessing.apply(picture.image).float(), picture.sha256
-        except (Unreadable, UserError) as error:
-            return str(error)
-
+    prepare = functools.partial(prepared, pool, preprocessing)
     rows, kept, digests, failed = [], [], [], list(pool.failed)
     count = len(pool.items)
     spans = [range(at, min(at + batch_size, count)) for at in range(0, count, batch_size)]
@@ -99,6 +93,17 @@ def embed(
             "checkpoint (config.step)"
         )
     return Embedded(pool.take(kept), features, tuple(digests), tuple(failed))
+
+
+def prepared(
+    pool: Pool, preprocessing: Preprocessing, position: int
+) -> tuple[NDArray[np.float32], str] | str:
+    """An image as the network sees it, [S, S], with the SHA-256 of its file; or why not."""
+    try:
+        picture = pool.read(position)
+        return preprocessing.apply(picture.image).float(), picture.sha256
+    except (Unreadable, UserError) as error:
+        return str(error)
 
 
 def unit(maps: Sequence[NDArray[np.float32]], *, levels: str) -> NDArray[np.float64]:

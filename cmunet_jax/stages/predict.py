@@ -20,7 +20,7 @@ from tfds_angio.base import default_workers
 from tfds_angio.errors import UserError
 
 _LEAST_TILE = 16  # Smaller windows see nothing, and there are a million of them.
-EXIT_SOME_FAILED = 3
+EXIT_NO_SEGMENTATION, EXIT_SOME_FAILED = 1, 3
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
@@ -31,7 +31,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
       workdir: where to; default runs/predictions.
 
     Returns:
-      0, or EXIT_SOME_FAILED if an input could not be used while others could.
+      0; EXIT_SOME_FAILED if an input could not be used while others could, else
+      EXIT_NO_SEGMENTATION if a DICOM SEG that the config asks for could not be written.
 
     Raises:
       UserError: on a bad config or checkpoint, if no input can be used, or if the workdir holds
@@ -76,7 +77,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
         f"({outcome.frames / seconds:.2f} frames/s), after {ready - started:.1f} s to start."
     )
     print(f"Written: {workdir / 'predictions.json'}")
-    return EXIT_SOME_FAILED if outcome.failed else 0
+    if outcome.failed:
+        return EXIT_SOME_FAILED
+    return EXIT_NO_SEGMENTATION if outcome.unsegmented else 0
 
 
 def _find(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> inputs.Found:
@@ -164,4 +167,8 @@ def _report(outcome: predict.Outcome) -> None:
         print(f"{path} -> {identifier}")
     for case in outcome.cases:
         for note in case["notes"]:
-            print(f"{case['id']}: {note}", file=sys.stderr)
+            if not note.startswith(predict.NO_SEGMENTATION):  # follows, by the name of the file
+                print(f"{case['id']}: {note}", file=sys.stderr)
+    for refused in outcome.unsegmented:
+        advice = "its other results are written; --config.segmentation=False asks for no DICOM SEG"
+        print(f"{refused.path}: {refused.reason}: {advice}", file=sys.stderr)

@@ -15,6 +15,7 @@ from cmunet_jax.selection import distances, features, limits, methods, output
 from cmunet_jax.selection import pool as pools
 from cmunet_jax.stages import encode, evaluate, record, segment
 from cmunet_jax.train import estimate, sharding
+from tfds_angio.base import default_workers
 
 EXIT_INCOMPLETE = 3
 _PRINTED = 20
@@ -45,7 +46,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     )
     pool = _pool(config, encoder)
     rules = dict(k=config.k, per_patient=config.per_patient, centres=config.centres)
-    limits.of_items(pool.items, **rules)  # Better now than when the features are there.
+    workers = config.data.workers or default_workers()
+
+    def why_not(position: int) -> str:
+        found = features.prepared(pool, encoder.preprocessing, position)
+        return found if isinstance(found, str) else ""
+
+    # Better now than when the features are there.
+    limits.check_readable(pool.items, why_not, workers=workers, **rules)
     with estimate.memory_errors(batch_size=config.batch_size):
         embedded = features.embed(
             encoder.encode,
@@ -53,7 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
             encoder.preprocessing,
             levels=config.features,
             batch_size=segment.round_up(config.batch_size, mesh),
-            workers=config.data.workers or None,
+            workers=workers,
         )
     within = limits.of_items(embedded.pool.items, **rules)
     ids = [item.id for item in embedded.pool.items]

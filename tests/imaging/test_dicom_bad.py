@@ -119,8 +119,9 @@ def test_without_pixel_data(tmp_path):
         (uid.MPEG2MPML, "video"),
         (uid.MPEG4HP41, "video"),
         (uid.HEVCMP51, "video"),
-        ("1.2.840.10008.1.2.4.110", "not supported"),  # JPEG XL
-        ("1.2.840.113619.5.2", "not supported (unknown)"),
+        ("1.2.840.10008.1.2.4.110", "not supported (1.2.840.10008.1.2.4.110)"),  # JPEG XL
+        ("1.2.840.113619.5.2", "not supported (1.2.840.113619.5.2)"),
+        ("Mustermann", "not supported (unknown)"),
         ("1.2.840.10008.1.2.4.94", "not supported"),
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ import struct
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from cmunet_jax.imaging import files, inputs, tiff
@@ -201,6 +202,16 @@ def test_a_tiff_of_several_pages_is_a_run(tmp_path):
     assert case.frames == 3
     for index, page in enumerate(pages):
         np.testing.assert_array_equal(case.read(index), page)
+
+
+def test_all_pages_of_a_turned_tiff_are_turned(tmp_path):
+    first, *others = [PIL.Image.fromarray(page) for page in (GREY, GREY // 2)]
+    name = str(tmp_path / "t.tif")
+    first.save(name, save_all=True, append_images=others, tiffinfo={0x0112: 6})
+    case = files.open_file(tmp_path / "t.tif", kind="image", name="t")
+    assert "EXIF orientation 6" in case.notes[0]
+    for index, page in enumerate((GREY, GREY // 2)):
+        np.testing.assert_array_equal(case.read(index), np.rot90(page, -1))
 
 
 def pages(order="<", *, big=False, count=3):

@@ -7,6 +7,7 @@ import os
 
 import cv2
 import numpy as np
+import PIL.Image
 import pydicom
 import pytest
 
@@ -18,7 +19,6 @@ from cmunet_jax.stages import predict
 from cmunet_jax.train.checkpoint import load
 from tests.data.fakes import angiogram
 from tests.imaging import xa
-from tests.imaging.special import deadline, special
 from tfds_angio.errors import UserError
 
 
@@ -253,30 +253,20 @@ def test_burned_in_annotations_are_in_no_picture_unless_asked(checkpoint, tmp_pa
     assert case["frames"][0]["overlay"] and not case["notes"]
 
 
-def test_a_cut_image_without_a_suffix_is_a_failure_of_the_run(checkpoint, tmp_path, capsys):
-    folder = images(tmp_path / "in", "a.png")
-    (folder / "IM0001").write_bytes(b"")
-    (folder / "IM0002").write_bytes(b"\0" * 100)
-    (folder / "README").write_text("text")
-    status = predict.run(configured(checkpoint, folder), tmp_path / "out")
-    assert status == predict.EXIT_SOME_FAILED
-    reasons = sorted(entry["reason"] for entry in record.read(tmp_path / "out")["failed"])
-    assert reasons == ["empty file", "truncated, or no DICOM and no image"]
-    shown = capsys.readouterr().err
-    assert "IM0001: empty file" in shown and "README: ignored, not an image" in shown
-
-
-def test_a_pipe_is_a_failure_of_the_run(checkpoint, tmp_path, capsys):
-    folder = images(tmp_path / "in", "a.png")
-    special(folder / "pipe.png")
-    special(folder / "socket.dcm")
-    with deadline(60):
-        status = predict.run(configured(checkpoint, folder), tmp_path / "out")
-    assert status == predict.EXIT_SOME_FAILED
-    written = record.read(tmp_path / "out")
-    assert [entry["input"] for entry in written["failed"]] == ["file-special", "file-special-2"]
-    assert len(written["cases"]) == 1
-    assert "pipe.png: is not a file" in capsys.readouterr().err
+def test_results_of_a_turned_photograph_are_turned_and_an_animation_is_none(checkpoint, tmp_path):
+    folder, exif = images(tmp_path / "in", "a.png"), PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.fromarray(angiogram(60, 80)).save(folder / "turned.jpg", exif=exif)
+    frames = [PIL.Image.fromarray(angiogram(20, 30, at)) for at in range(2)]
+    frames[0].save(folder / "film.png", save_all=True, append_images=frames[1:])
+    assert predict.run(configured(checkpoint, folder), tmp_path / "out") == 3
+    content = record.read(tmp_path / "out")
+    (failed,) = content["failed"]
+    assert failed["input"] == "film.png" and "animated PNG of 2 frames" in failed["reason"]
+    plain, turned = content["cases"]
+    assert (turned["height"], turned["width"]) == (80, 60)
+    assert record.read_mask(tmp_path / "out" / turned["frames"][0]["mask"]).shape == (80, 60)
+    assert "EXIF orientation 6: turned" in turned["notes"][0] and not plain["notes"]
 
 
 def test_a_frame_too_speckled_to_measure_has_a_note_in_place_of_measurements(

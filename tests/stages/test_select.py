@@ -98,7 +98,7 @@ def test_a_data_set_is_chosen_from_and_learnt_from(pretrained, tiny_dataset, tmp
         train_stage.run(tuned, tmp_path / "tuned")
 
 
-def test_a_folder_with_files_that_cannot_be_read(pretrained, tmp_path, capsys):
+def test_a_folder_with_files_that_cannot_be_read(pretrained, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "images"
     folder.mkdir()
     for at in range(9):
@@ -107,6 +107,15 @@ def test_a_folder_with_files_that_cannot_be_read(pretrained, tmp_path, capsys):
     target = tmp_path / "to"
     config = configured(pretrained, input=str(folder), pattern="^(?P<patient>[^_]+)_", k=4)
     config.method = "coverage"
+    config.k = 500
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="5 images .*at most 5") as e,
+    ):
+        patch.setattr(select_stage.features, "embed", None)  # refused before the network runs
+        select_stage.run(config, target)
+    assert "1 cannot be read (the first is p7_bad: empty file)" in str(e.value)
+    config.k = 4
     assert select_stage.run(config, target) == select_stage.EXIT_INCOMPLETE == 3
     printed = capsys.readouterr().out
     assert "p7_bad: empty file: left out" in " ".join(printed.split())

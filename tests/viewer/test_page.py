@@ -277,8 +277,39 @@ def test_cases_are_filtered(chromium: Any, standing: Viewer):
         found.page.keyboard.type("nothing like it")
         found.press("Enter")
         assert found.page.evaluate(focus) == "filter"
-        found.fade("filter", 0)
-        assert "notes.txt: no image" in found.page.text_content("#failed-list")
+        assert not found.page.locator("#failed").is_visible()
+        found.press("Escape")
+        assert "notes.txt: no image" in found.page.inner_text("#failed-list")
+
+
+def test_inputs_that_could_not_be_read_are_filtered_and_folded(chromium: Any, tmp_path: Path):
+    run = fake_run.build(tmp_path / "run")
+    document = fake_run.read(run)
+    document["failed"] = [
+        {"input": f"file-{n:02d}", "reason": "empty file" if n else "a video"} for n in range(60)
+    ]
+    fake_run.write(run, document)
+    with (
+        viewing(runs.of_runs(run, None), tmp_path / "labels") as viewer,
+        opened(chromium, viewer) as found,
+    ):
+        listed = found.page.locator("#failed-list li")
+        assert found.page.inner_text("#failed-count") == "60" and not listed.first.is_visible()
+        column = found.page.locator("nav.cases")
+        assert column.evaluate("n => n.scrollHeight <= n.clientHeight")
+        found.press("/")
+        found.page.keyboard.type("Video problem")
+        found.settle()
+        assert found.page.inner_text("#failed-count") == "1 of 60"
+        assert listed.count() == 1 and listed.first.is_visible()
+        found.page.locator("#filter").fill("left-anterior")
+        found.settle()
+        assert found.page.locator("#cases button").count() == 1
+        assert not found.page.locator("#failed").is_visible()
+        found.press("Escape")
+        found.page.locator("#failed summary").click()
+        assert listed.count() == 60 and listed.last.inner_text() == "file-59: empty file"
+        assert browser.accessibility(found.page) == []
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from tfds_angio.angio_folder.scan import Entry
 MIN_SIDE = 32
 MAX_LABEL = 32  # whole numbers up to this are labels of vessels, not grey values of a soft mask
 _LOSSY = (".jpg", ".jpeg")
+_MATCH = "image and mask have to match as they are shown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +40,21 @@ class _Unusable(Exception):
     """What is wrong with a file that cannot be used."""
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(path: Path) -> tuple[np.ndarray, list[tuple[str, str, str]]]:
+    """The pixels, upright, and what is to be said of that."""
     try:
         if path.exists() and not path.is_file():  # to read a pipe is to wait for ever
             raise _Unusable("is not a file, but a pipe, a socket or a device")
-        return images.decode(path.read_bytes(), path.suffix)
+        array, orientation = images.decode_upright(path.read_bytes(), path.suffix)
     except images.UnreadableImage as error:
         raise _Unusable(str(error)) from error
     except OSError as error:
         raise _Unusable(f"cannot be read ({error.strerror})") from error
     except MemoryError as error:
         raise _Unusable("too large for the memory") from error
+    if orientation == 1:
+        return array, []
+    return array, [("warning", f"EXIF orientation {orientation}", f"{images.TURNED}; {_MATCH}")]
 
 
 def to_uint8(values: np.ndarray, *, percentile: float) -> np.ndarray:
@@ -69,8 +74,7 @@ def to_uint8(values: np.ndarray, *, percentile: float) -> np.ndarray:
 
 
 def _load_image(path: Path, percentile: float) -> tuple[np.ndarray, list[tuple[str, str, str]]]:
-    array = _read(path)
-    said = []
+    array, said = _read(path)
     try:
         values = images.grey(array)
     except images.UnreadableImage as error:
@@ -142,8 +146,7 @@ def binarise(values: np.ndarray, *, lossy: bool, colour: bool) -> tuple[np.ndarr
 
 
 def _load_mask(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, list[tuple[str, str, str]]]:
-    array = _read(path)
-    said = []
+    array, said = _read(path)
     if array.ndim == 3 and array.shape[0] == 1 and array.shape[2] > 4:
         array = array[0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] > 4):

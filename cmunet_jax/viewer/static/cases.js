@@ -1,6 +1,7 @@
-// The list of cases, and its filter.
+// The list of cases and of inputs that could not be read, and their filter.
 
 const MOST = 400; // buttons; a pool of thousands is found by its filter
+const FEW = 5; // inputs that could not be read: more are folded, so that they do not push the cases away
 const get = (id) => document.getElementById(id);
 const made = (name, text, kind = "") => Object.assign(document.createElement(name), { textContent: text, className: kind });
 
@@ -10,12 +11,19 @@ export class Cases {
     this.data = data;
     this.on = on;
     this.current = 0;
-    get("filter").addEventListener("input", () => this.draw());
+    get("filter").addEventListener("input", () => this.filtered());
     get("filter").addEventListener("keydown", (event) => this._key(event));
     get("notes").replaceChildren(...data.notes.map((note) => made("li", note)));
-    get("failed").hidden = !data.failed.length;
-    get("failed-list").replaceChildren(...data.failed.map((row) => made("li", `${row.input}: ${row.reason}`)));
+    this.filtered();
+  }
+
+  wanted() {
+    return get("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  }
+
+  filtered() {
     this.draw();
+    this._drawFailed();
   }
 
   /** Words that a case is found by, in small letters. */
@@ -25,7 +33,7 @@ export class Cases {
   }
 
   matching() {
-    const wanted = get("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = this.wanted();
     return this.data.cases.map((_, at) => at).filter((at) => wanted.every((word) => this.words(at).includes(word)));
   }
 
@@ -37,6 +45,17 @@ export class Cases {
     get("cases").replaceChildren(...found.slice(0, MOST).map((at) => this._item(at)));
   }
 
+  _drawFailed() {
+    const wanted = this.wanted(), all = this.data.failed;
+    const found = all.filter(({ input, reason }) => wanted.every((word) => `${input} ${reason} problem`.toLowerCase().includes(word)));
+    get("failed").hidden = !found.length;
+    get("failed").open = found.length <= FEW;
+    get("failed-count").textContent = found.length === all.length ? `${all.length}` : `${found.length} of ${all.length}`;
+    const rows = found.slice(0, MOST).map(({ input, reason }) => made("li", `${input}: ${reason}`));
+    if (found.length > MOST) rows.push(made("li", `${found.length - MOST} more: filter them.`));
+    get("failed-list").replaceChildren(...rows);
+  }
+
   /** Enter opens the first and leaves the filter, so that the next keys are commands again. */
   _key(event) {
     const filter = get("filter"), [first] = this.matching();
@@ -46,7 +65,7 @@ export class Cases {
     if (event.key === "Enter") this.on.open(first);
     if (event.key === "Enter" || !filter.value) return this.on.leave();
     filter.value = "";
-    this.draw();
+    this.filtered();
   }
 
   _item(at) {
