@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from cmunet_jax.interop import convert, state_dicts, torch_files
+from cmunet_jax.interop import convert, export_header, state_dicts, torch_files
 from cmunet_jax.interop.convert import Imported
 from tfds_angio.errors import UserError
 
@@ -24,7 +24,8 @@ class Origin:
       kind: 'zip', 'legacy' or 'safetensors'.
       content: what it holds, in words.
       prefix: what was cut off all names.
-      facts: what it tells about itself (epoch, versions).
+      facts: what it tells about itself (epoch, versions); under 'export' what our own export says
+        in its header, see `export_header.read`.
     """
 
     file: str
@@ -52,15 +53,30 @@ def read(path: Path, *, one_output: str = "genesis") -> tuple[Imported, Origin]:
     with torch_files.open_weights(path) as file:
         found = state_dicts.find(file.content)
         try:
+            export = export_header.read(file.metadata) or {}
             imported = convert.convert(found, file.array, one_output=one_output)
+            _check_network(export, imported)
         except UserError as error:
             raise UserError(f"{path} is not imported: {error}") from None
-        kind, metadata = file.kind, {k[:80]: v[:80] for k, v in list(file.metadata.items())[:20]}
+        kind, told = file.kind, [text for text in file.metadata.items() if text[0] not in export]
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    facts = {**found.facts, **({"metadata": metadata} if metadata else {})}
+    facts = {**found.facts, **({"export": export} if export else {})}
+    if told:
+        facts["metadata"] = {name[:80]: text[:80] for name, text in told[:20]}
     size = path.stat().st_size
     return imported, Origin(path.name, size, digest, kind, found.where, found.prefix, facts)
+
+
+def _check_network(export: dict[str, Any], imported: Imported) -> None:
+    """A header that tells of another network belongs to another file."""
+    for key in ("width", "up"):
+        told = export["network"][key] if export else getattr(imported, key)
+        if told != getattr(imported, key):
+            raise UserError(
+                f"its header says {key} {told}, its tensors are of {key} "
+                f"{getattr(imported, key)}: export it again"
+            )
 
 
 def summary(imported: Imported, origin: Origin) -> str:
