@@ -111,7 +111,7 @@ def convert(
         batch_stats=batch_stats,
         mapped={e.torch: f"{e.collection}/{e.path}" for e in entries if e.torch in wanted},
         ignored={**found.left, **ignored},
-        notes=notes,
+        notes=[*found.notes, *notes],
     )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmunet_jax.interop import importing, layouts, safetensors_file, torch_names
+from cmunet_jax.interop import importing, layouts, safetensors_file, state_dicts, torch_names
 from cmunet_jax.models.initialise import shapes_of
 from cmunet_jax.models.unet import UNet
 from tests.conftest import ROOT
@@ -105,6 +105,48 @@ def test_what_a_checkpoint_holds_beside_its_weights_is_told(tmp_path):
     assert spark.ignored["config"] == "not a tensor"
     text = importing.summary(imported, origin)
     assert "190 tensors mapped" in text and "28 x counts batches" in text
+
+
+@pytest.mark.parametrize(
+    ("beside", "place"),
+    [
+        ({"model": unet_state()}, "model"),
+        ({"ema": {"state_dict": unet_state(), "decay": 0.9}}, "ema.state_dict"),
+        ({"callbacks": {"EMA": {"weights": unet_state()}}}, "callbacks.EMA.weights"),
+    ],
+)
+def test_another_set_of_weights_in_the_file_is_counted_and_said(tmp_path, beside, place):
+    path = write_zip(tmp_path / "two.pth", {"state_dict": unet_state(), **beside})
+    imported, origin = importing.read(path)
+    assert imported.ignored[place] == "118 tensors of another set of weights, not imported"
+    (note,) = (x for x in importing.summary(imported, origin).splitlines() if "taken" in x)
+    assert f"another set: {place} (118 tensors)" in note and "under 'state_dict'" in note
+
+
+def test_tensors_beside_the_weights_are_counted(tmp_path):
+    one = np.zeros(3, np.float32)
+    moments = {name: {"exp_avg": one} for name in unet_state()}
+    beside = {
+        "criterion": {"a": one, "more": {"b": one, "c": one}},
+        "queue": one,
+        "optimizer": moments,
+        "callbacks": {"best": one},
+        "seed": 3,
+    }
+    path = write_zip(tmp_path / "a.pth", {"state_dict": unet_state(), **beside})
+    imported, _ = importing.read(path)
+    assert imported.notes == [] and dict(imported.ignored) == {
+        "criterion": "1 tensor beside the weights, not imported",
+        "criterion.more": "2 tensors beside the weights, not imported",
+        "queue": "1 tensor beside the weights, not imported",
+        "optimizer": "state of the optimiser",
+        "callbacks": "state of the training loop",
+        "seed": "a record of the training",
+    }
+    loop = [list(unet_state().values())]
+    loop.append(loop)
+    found = state_dicts.find({"state_dict": unet_state(), "shadow": loop})
+    assert found.left == {"shadow": "118 tensors of another set of weights, not imported"}
 
 
 def test_float64_is_rounded_and_said_so(tmp_path):
