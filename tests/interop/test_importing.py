@@ -238,7 +238,11 @@ def changed(**changes):
             r"(?s)of another shape \(1\):\n +conv_last.bias: \[3\], expected \[2\]",
         ),
         (changed(conv_last__weight=np.zeros((7, 2, 1, 1))), "width 2 and 7 outputs"),
-        (changed(conv_last__weight=None), "conv_last.weight is missing"),
+        (
+            changed(conv_last__weight=None),
+            r"(?s)the last convolution, conv_last.weight, is missing, expected \[2, 2, 1, 1\]\n"
+            r" +missing \(1\):\n +conv_last.weight \[2, 2, 1, 1\]",
+        ),
         (changed(conv_last__bias=np.zeros(2, "i8")), "conv_last.bias is int64"),
         (changed(conv_last__bias=np.array([1, np.nan])), "conv_last.bias has values that are not"),
         (
@@ -256,6 +260,37 @@ def test_what_does_not_fit_is_listed_with_names_and_shapes(tmp_path, content, me
     with pytest.raises(UserError, match=message) as caught:
         importing.read(path)
     assert str(path) in str(caught.value)
+
+
+FIRST = "down_conv1.double_conv.double_conv.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("first", "said", "listed"),
+    [
+        (None, "is missing, expected [4, 1, 3, 3]", f"missing (1):\n    {FIRST} [4, 1, 3, 3]"),
+        ((3, 1, 3, 3), "has shape [3, 1, 3, 3], expected [4, 1, 3, 3]", "another shape (1):"),
+        ((4, 1, 9), "has shape [4, 1, 9], expected [4, 1, 3, 3]", "another shape (1):"),
+        ((), "has shape [], expected [4, 1, 3, 3]", "another shape (1):"),
+        ((4, 3, 3, 3), "it takes images of 3 channels, ours are grey", "another shape (1):"),
+    ],
+)
+def test_a_first_kernel_that_does_not_fit_is_said_first_and_alone(tmp_path, first, said, listed):
+    state = unet_state(4)
+    state.pop(FIRST)
+    if first is not None:
+        state[FIRST] = np.zeros(first, np.float32)
+    with pytest.raises(UserError, match="a network of width 4 ") as error:
+        importing.read(write_zip(tmp_path / "odd.pth", state))
+    lines = str(error.value).splitlines()
+    assert lines[1].startswith(f"  look here first: the first convolution, {FIRST}, ")
+    assert said in lines[1] and listed in str(error.value) and len(lines) == 4
+
+
+def test_a_file_in_which_nothing_tells_the_width_says_what_is_missing(tmp_path):
+    state = {"down_conv1.x": np.zeros(2, np.float32)}
+    with pytest.raises(UserError, match=rf"{FIRST}, is missing, expected \[width, 1, 3, 3\]"):
+        importing.read(write_zip(tmp_path / "odd.pth", state))
 
 
 def test_many_misfits_are_counted(tmp_path):
