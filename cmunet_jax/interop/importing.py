@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmunet_jax.interop import convert, export_header, state_dicts, torch_files
+from cmunet_jax.interop import convert, state_dicts, torch_files
 from cmunet_jax.interop.convert import Imported
 from tfds_angio.errors import UserError
 
@@ -25,7 +26,7 @@ class Origin:
       content: what it holds, in words.
       prefix: what was cut off all names.
       facts: what it tells about itself (epoch, versions); under 'export' what our own export says
-        in its header, see `export_header.read`.
+        in its header.
     """
 
     file: str
@@ -37,12 +38,23 @@ class Origin:
     facts: dict[str, Any]
 
 
-def read(path: Path, *, one_output: str = "genesis") -> tuple[Imported, Origin]:
+def _foreign(metadata: Mapping[str, str]) -> None:
+    """Takes every header as that of another program."""
+
+
+def read(
+    path: Path,
+    *,
+    one_output: str = "genesis",
+    read_header: Callable[[Mapping[str, str]], dict[str, Any] | None] = _foreign,
+) -> tuple[Imported, Origin]:
     """Reads a weights file: of PyTorch (zip or legacy), or safetensors.
 
     Args:
       path: the file. It is not executed, whatever it holds.
       one_output: see `convert.convert`.
+      read_header: texts of a header -> what our own export says in it ('network' with width and up,
+        and more for `Origin.facts`), or None.
 
     Raises:
       UserError: naming the file, if it cannot be read, is no network of ours, or holds anything
@@ -53,7 +65,7 @@ def read(path: Path, *, one_output: str = "genesis") -> tuple[Imported, Origin]:
     with torch_files.open_weights(path) as file:
         found = state_dicts.find(file.content)
         try:
-            export = export_header.read(file.metadata) or {}
+            export = read_header(file.metadata) or {}
             imported = convert.convert(found, file.array, one_output=one_output)
             _check_network(export, imported)
         except UserError as error:

@@ -20,8 +20,8 @@ from scipy.special import expit
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
 from cmunet_jax.data.preprocessing import Preprocessing
-from cmunet_jax.interop import export_header, export_loader, export_stablehlo, safetensors_file
-from cmunet_jax.stages import record, segment
+from cmunet_jax.interop import export_loader, export_stablehlo, safetensors_file
+from cmunet_jax.stages import export_header, record, segment
 from cmunet_jax.stages.segment import Segmenter
 from cmunet_jax.stages.staging import inside
 from cmunet_jax.train import sharding

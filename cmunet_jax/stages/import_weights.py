@@ -15,7 +15,7 @@ from cmunet_jax.data import preprocessing
 from cmunet_jax.data.preprocessing import Preprocessing
 from cmunet_jax.interop import convert, importing
 from cmunet_jax.interop.convert import Imported
-from cmunet_jax.stages import record
+from cmunet_jax.stages import export_header, record
 from cmunet_jax.stages.staging import inside
 from cmunet_jax.train import checkpoint, store
 from tfds_angio.errors import UserError
@@ -42,7 +42,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     workdir = workdir or record.default_workdir(config)
     _require_free(workdir, config)
     source = pathlib.Path(config.source).expanduser()
-    imported, origin = importing.read(source, one_output=config.one_output)
+    imported, origin = importing.read(
+        source, one_output=config.one_output, read_header=export_header.read
+    )
     _require_expected(config, imported, source)
     export = origin.facts.get("export", {})
     chain, said = _preprocessing(config, export)

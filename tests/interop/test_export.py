@@ -13,8 +13,8 @@ import jax.export
 import numpy as np
 import pytest
 
-from cmunet_jax.interop import export_header, export_loader, safetensors_file
-from cmunet_jax.stages import export, import_weights, segment
+from cmunet_jax.interop import export_loader, safetensors_file
+from cmunet_jax.stages import export, export_header, import_weights, segment
 from cmunet_jax.stages import train as train_stage
 from cmunet_jax.train import checkpoint, sharding
 from configs.export import get_config

@@ -13,11 +13,11 @@ import safetensors.numpy
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
 from cmunet_jax.data import preprocessing
-from cmunet_jax.interop import export_header, importing, safetensors_file, torch_names
+from cmunet_jax.interop import safetensors_file, torch_names
 from cmunet_jax.models.initialise import shapes_of
 from cmunet_jax.models.unet import UNet
 from cmunet_jax.stages import evaluate as evaluate_stage
-from cmunet_jax.stages import import_weights, provenance, segment
+from cmunet_jax.stages import export_header, import_weights, provenance, segment
 from cmunet_jax.stages import train as train_stage
 from cmunet_jax.train import checkpoint, sharding, transfer
 from tests.interop.test_importing import unet_state, unpack
@@ -236,7 +236,7 @@ def test_a_file_that_tells_no_preprocessing_gets_the_released_chain():
 def test_a_damaged_header_of_our_export_is_one_line(tmp_path, changes, message):
     source = exported(tmp_path / "model.safetensors", **changes)
     with pytest.raises(UserError, match=message) as caught:
-        importing.read(source)
+        import_weights.run(as_shipped(source), tmp_path / "run")
     assert str(source) in str(caught.value) and "\n" not in str(caught.value)
 
 
