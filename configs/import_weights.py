@@ -11,8 +11,8 @@ import.json with every name.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
-from cmunet_jax.data import preprocessing
 from configs import common
 
 
@@ -27,8 +27,14 @@ def get_config(arg=None):
     config.one_output = "genesis"
     config.width = 0  # 0: as the file says; another number must be the file's
     config.up = ""  # likewise: transposed or bilinear
-    # What the images of the weights went through: the released chain, and the size it gives.
-    config.preprocessing = preprocessing.create({"name": "paper", "size": 256}).to_dict()
+    # What the images of the weights went through. null: as the header of our own export says, else
+    # the released chain (paper) at 256. What is given here wins.
+    config.preprocessing = {
+        "name": config_dict.placeholder(str),
+        "size": config_dict.placeholder(int),
+        "centre_crop": config_dict.placeholder(int),
+        "fill_contours": config_dict.placeholder(bool),
+    }
     config.data = common.data("", "paper")  # a name of a data set: --config.data.name of consumers
     config.overwrite = False  # replace an earlier import in the same --workdir
     return config

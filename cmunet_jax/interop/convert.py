@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import re
@@ -111,14 +112,18 @@ def convert(
         batch_stats=batch_stats,
         mapped={e.torch: f"{e.collection}/{e.path}" for e in entries if e.torch in wanted},
         ignored={**found.left, **ignored},
-        notes=notes,
+        notes=[*found.notes, *notes],
     )
 
 
 def _network(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> _Network:
-    """Width, outputs and up-sampling, from the three tensors that tell."""
-    width = _first(shapes, layout.first)
-    outputs = _first(shapes, layout.last) if layout.last else 2
+    """Width, outputs and up-sampling, from the tensors that tell.
+
+    A kernel that is missing or of another shape is for `_compare` to say, beside all others.
+    """
+    width = _width(layout, shapes)
+    last = shapes.get(layout.last, ())
+    outputs = last[0] if len(last) == 4 else 2
     up = "transposed" if not layout.sampling or layout.sampling in shapes else "bilinear"
     if not 1 <= width <= MAX_WIDTH or outputs not in (1, 2):
         raise UserError(
@@ -128,12 +133,27 @@ def _network(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> _Network:
     return _Network(width, outputs, up)
 
 
-def _first(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
-    shape = shapes.get(name)
-    if shape is None or len(shape) != 4:
-        found = "is missing" if shape is None else f"has shape {list(shape)}, not 4 axes"
-        raise UserError(f"the weights are not complete: {name} {found}.")
-    return shape[0]
+def _width(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The width by the first kernel, unless most of the encoder's tensors tell another."""
+    told: collections.Counter[int] = collections.Counter()
+    for part in layout.parts:
+        for entry in part.makes(part.torch, part.ours, "bilinear"):
+            level = re.match(r"encoder/(?:down(\d)|bottleneck)/", entry.path)
+            shape = shapes.get(entry.torch)
+            if level and shape:
+                outputs, rest = divmod(shape[0], 2 ** (int(level[1] or 5) - 1))
+                told[outputs if not rest else 0] += 1
+    first = shapes.get(layout.first, ())
+    most, count = told.most_common(1)[0] if told else (0, 0)
+    if most and (2 * count > told.total() or len(first) != 4):
+        return most
+    if len(first) != 4:
+        found = f"has shape {list(first)}" if layout.first in shapes else "is missing"
+        raise UserError(
+            f"the weights are not complete: the first convolution, {layout.first}, {found}, "
+            "expected [width, 1, 3, 3], and no other tensor tells the width."
+        )
+    return first[0]
 
 
 def _absent_biases(
@@ -258,7 +278,7 @@ def _compare(
             if n in shapes and shapes[n] != expected[n]
         ],
     }
-    lines = []
+    lines = _likely(shapes, expected, layout)
     for title, names in groups.items():
         if names:
             more = [f"... and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
@@ -269,6 +289,25 @@ def _compare(
             f"the weights do not fit: read as {layout.title}, a network of width {network.width} "
             f"with {network.up} up-sampling.\n" + "\n".join(lines)
         )
+
+
+def _likely(
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    layout: Layout,
+) -> list[str]:
+    """Lines on the two kernels by which networks differ most often, if they do not fit."""
+    lines = []
+    for title, name in (("first", layout.first), ("last", layout.last)):
+        found, wanted = shapes.get(name), expected.get(name)
+        if wanted is None or found == wanted:
+            continue
+        has = "is missing" if found is None else f"has shape {list(found)}"
+        line = f"  look here first: the {title} convolution, {name}, {has}, expected {list(wanted)}"
+        if title == "first" and found and found[:1] + found[2:] == wanted[:1] + wanted[2:]:
+            line += f": it takes images of {found[1]} channels, ours are grey"
+        lines.append(line)
+    return lines
 
 
 def _values(

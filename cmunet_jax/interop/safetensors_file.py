@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy  # noqa: F401  (with it NumPy knows bfloat16)
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -72,17 +73,30 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Reads all tensors of any safetensors file, as {name: array}, and the texts of its header.
 
     Raises:
-      UserError: if the file cannot be read or is none of that format.
+      UserError: if the file cannot be read, is none of that format, or has numbers of a kind that
+        NumPy has not.
     """
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            state_dict = {name: file.get_tensor(name) for name in file.keys()}
+            state_dict = {name: _tensor(file, name, path) for name in file.keys()}
             return state_dict, dict(file.metadata() or {})
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as error:
-        # The last: a dtype that NumPy has no name for.
+    except (safetensors.SafetensorError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path} is no complete safetensors file ({reason}). Download it again."
         ) from None
+
+
+def _tensor(file: Any, name: str, path: Path) -> np.ndarray:
+    """One tensor of an open file, whose header is whole by now."""
+    try:
+        return file.get_tensor(name)
+    except (AttributeError, TypeError) as error:  # a dtype that NumPy has no name for
+        dtype = file.get_slice(name).get_dtype()
+        raise UserError(
+            f"{path}: the dtype of {ascii(name)[1:-1]:.100}, {dtype}, is not supported. Save the "
+            "weights as float32: where PyTorch is, tensor.float() of each, times its scale if the "
+            "file has scales."
+        ) from error

@@ -21,7 +21,7 @@ from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
 from cmunet_jax.data.preprocessing import Preprocessing
 from cmunet_jax.interop import export_loader, export_stablehlo, safetensors_file
-from cmunet_jax.stages import record, segment
+from cmunet_jax.stages import export_header, record, segment
 from cmunet_jax.stages.segment import Segmenter
 from cmunet_jax.stages.staging import inside
 from cmunet_jax.train import sharding
@@ -37,7 +37,6 @@ FILES = {
 _NEEDED = {"onnx": ("torch", "onnx", "onnxscript", "onnxruntime")}
 _PROBES = ((2, 160, 224), (1, 300, 260))  # frames, rows, columns
 _TOLERANCE = 1e-4
-_SCHEMA = 1
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
@@ -128,7 +127,7 @@ def _facts(segmenter: Segmenter) -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
-        "format": _SCHEMA,
+        "format": export_header.FORMAT,
         "checkpoint": {"digest": loaded.digest, "step": loaded.step, "weights": segmenter.kind},
         "data": loaded.config.get("provenance", {}).get("data"),
         "network": {key: loaded.config["model"][key] for key in ("width", "up", "dtype")},
@@ -145,11 +144,6 @@ def _describe(path: pathlib.Path) -> dict[str, Any]:
 
 def _host_weights(segmenter: Segmenter) -> tuple[Any, Any]:
     return segmenter.loaded.weights(ema=segmenter.kind == "ema")
-
-
-def _header(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The facts as texts, for the headers of safetensors and ONNX."""
-    return {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
 
 
 def _write_stablehlo(
@@ -226,7 +220,7 @@ def _write_safetensors(
 ) -> dict[str, Any]:
     params, batch_stats = _host_weights(segmenter)
     path = folder / FILES["safetensors"][0]
-    safetensors_file.write(path, params, batch_stats, _header(facts))
+    safetensors_file.write(path, params, batch_stats, export_header.write(facts))
     again = safetensors_file.read(path)[:2]
     same = jax.tree.map(np.array_equal, (params, batch_stats), again)
     if not jax.tree.all(same):
@@ -240,7 +234,7 @@ def _write_onnx(
     onnx_file = importlib.import_module("cmunet_jax.interop.pytorch.onnx_file")
     params, batch_stats = _host_weights(segmenter)
     path, size = folder / FILES["onnx"][0], facts["preprocessing"]["size"]
-    onnx_file.write(path, params, batch_stats, size=size, metadata=_header(facts))
+    onnx_file.write(path, params, batch_stats, size=size, metadata=export_header.write(facts))
     config = config_lib.from_dict(segmenter.loaded.config)
     config.model.dtype = "float32"  # ONNX computes in float32 whatever the training did
     forward = segment.make_forward(objectives.create(config), sharding.create_mesh())

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -10,15 +11,18 @@ import numpy as np
 
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
+from cmunet_jax.data import preprocessing
+from cmunet_jax.data.preprocessing import Preprocessing
 from cmunet_jax.interop import convert, importing
 from cmunet_jax.interop.convert import Imported
-from cmunet_jax.stages import record
+from cmunet_jax.stages import export_header, record
 from cmunet_jax.stages.staging import inside
 from cmunet_jax.train import checkpoint, store
 from tfds_angio.errors import UserError
 
 REPORT = "import.json"
 _FOLDER = "checkpoints"
+_RELEASED = {"name": "paper", "size": 256}  # of files that tell no preprocessing
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
@@ -38,18 +42,28 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
     workdir = workdir or record.default_workdir(config)
     _require_free(workdir, config)
     source = pathlib.Path(config.source).expanduser()
-    imported, origin = importing.read(source, one_output=config.one_output)
+    imported, origin = importing.read(
+        source, one_output=config.one_output, read_header=export_header.read
+    )
     _require_expected(config, imported, source)
-    told = dataclasses.asdict(origin) | {"layout": imported.layout}
+    export = origin.facts.get("export", {})
+    chain, said = _preprocessing(config, export)
+    told = dataclasses.asdict(origin) | {
+        "layout": imported.layout,
+        "preprocessing": chain.to_dict(),
+        "preprocessing_from": said,
+    }
     # What they were trained on is not known: no images are seen, and `imported` says why.
     facts = {"data": {}, "init_from": None, "seen": {}, "imported": told}
     with inside(workdir, "import") as staging:
-        _save(staging, _trained(config, imported) | {"provenance": facts}, imported)
+        trained = _trained(config, imported, chain, export) | {"provenance": facts}
+        _save(staging, trained, imported)
         record.write_json(staging / REPORT, _report(imported, told))
         record.write(staging, config, facts)
         loaded = checkpoint.load(staging)
         _move_in(staging, workdir)
     print(importing.summary(imported, origin))
+    print(f"preprocessing {_short(chain)}: {said}")
     place = workdir / loaded.path.relative_to(staging)
     print(f"Written: {place} (digest {loaded.short_digest}) and {workdir / REPORT}")
     print(_next(imported))
@@ -89,11 +103,47 @@ def _require_expected(
             )
 
 
-def _trained(config: ml_collections.ConfigDict, imported: Imported) -> dict[str, Any]:
+def _preprocessing(
+    config: ml_collections.ConfigDict, export: Mapping[str, Any]
+) -> tuple[Preprocessing, str]:
+    """What the weights go with, and who says so: the config first, then the file's own header."""
+    asked = {key: value for key, value in config.preprocessing.items() if value is not None}
+    if not export:
+        chain = preprocessing.create(_RELEASED | asked)
+        if asked:
+            return chain, "as config.preprocessing says; the file tells none"
+        return chain, (
+            "the released chain, as the file tells none; for another give config.preprocessing"
+        )
+    of_file = preprocessing.create(export["preprocessing"])
+    same = asked.get("name", of_file.name) == of_file.name
+    chain = preprocessing.create((of_file.to_dict() if same else _RELEASED) | asked)
+    if chain == of_file:
+        return chain, "as the file says, an export of this project"
+    return chain, (
+        f"as config.preprocessing says, against the file's own ({_short(of_file)}), with which the "
+        "weights were trained: expect other masks"
+    )
+
+
+def _short(chain: Preprocessing) -> str:
+    return f"{chain.name} at {chain.size}²"
+
+
+def _trained(
+    config: ml_collections.ConfigDict,
+    imported: Imported,
+    chain: Preprocessing,
+    export: Mapping[str, Any],
+) -> dict[str, Any]:
     """The config by which the checkpoint is restored, as that of a training run."""
-    model = {"width": imported.width, "dtype": "float32", "up": imported.up}
+    dtype = export["network"]["dtype"] if export else "float32"
+    model = {"width": imported.width, "dtype": dtype, "up": imported.up}
     # One file gives one digest, wherever it lies.
-    kept = config_lib.to_dict(config) | {"source": pathlib.Path(config.source).name}
+    kept = config_lib.to_dict(config) | {
+        "source": pathlib.Path(config.source).name,
+        "preprocessing": chain.to_dict(),
+    }
     del kept["overwrite"]
     return kept | {
         "objective": objectives.default_options(imported.objective, "paper"),

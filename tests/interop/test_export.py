@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from cmunet_jax.interop import export_loader, safetensors_file
-from cmunet_jax.stages import export, segment
+from cmunet_jax.stages import export, export_header, import_weights, segment
 from cmunet_jax.stages import train as train_stage
 from cmunet_jax.train import checkpoint, sharding
 from configs.export import get_config
+from configs.import_weights import get_config as get_import_config
 from tests.conftest import ROOT
 from tests.data.fakes import angiogram
 from tests.stage_helpers import tiny
@@ -51,9 +52,18 @@ def test_safetensors_hold_the_weights_and_the_manifest_their_digest(tuned, tmp_p
     described = manifest["files"]["model.safetensors"]
     assert described == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert manifest["checkpoint"]["digest"] == loaded.digest
-    assert json.loads(header["preprocessing"]) == dict(loaded.preprocessing)
+    assert export_header.read(header)["preprocessing"] == dict(loaded.preprocessing)
     assert str(tuned) not in (target / "export.json").read_text()
     assert capsys.readouterr().out.splitlines()[-1] == str(target / "export.json")
+
+    # Imported again, it is the same network with the same preprocessing, and exported again.
+    imported = get_import_config()
+    imported.source = str(target / "model.safetensors")
+    assert import_weights.run(imported, tmp_path / "imported") == 0
+    again = checkpoint.load(tmp_path / "imported")
+    assert dict(again.preprocessing) == dict(loaded.preprocessing)
+    assert again.config["model"]["dtype"] == loaded.config["model"]["dtype"]
+    assert export.run(config_for(tmp_path / "imported", formats="safetensors"), None) == 0
 
 
 def test_results_are_replaced_only_on_request(tuned, tmp_path):

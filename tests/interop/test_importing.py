@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cmunet_jax.interop import importing, layouts, safetensors_file, torch_names
+from cmunet_jax.interop import importing, layouts, safetensors_file, state_dicts, torch_names
 from cmunet_jax.models.initialise import shapes_of
 from cmunet_jax.models.unet import UNet
 from tests.conftest import ROOT
@@ -107,6 +107,48 @@ def test_what_a_checkpoint_holds_beside_its_weights_is_told(tmp_path):
     assert "190 tensors mapped" in text and "28 x counts batches" in text
 
 
+@pytest.mark.parametrize(
+    ("beside", "place"),
+    [
+        ({"model": unet_state()}, "model"),
+        ({"ema": {"state_dict": unet_state(), "decay": 0.9}}, "ema.state_dict"),
+        ({"callbacks": {"EMA": {"weights": unet_state()}}}, "callbacks.EMA.weights"),
+    ],
+)
+def test_another_set_of_weights_in_the_file_is_counted_and_said(tmp_path, beside, place):
+    path = write_zip(tmp_path / "two.pth", {"state_dict": unet_state(), **beside})
+    imported, origin = importing.read(path)
+    assert imported.ignored[place] == "118 tensors of another set of weights, not imported"
+    (note,) = (x for x in importing.summary(imported, origin).splitlines() if "taken" in x)
+    assert f"another set: {place} (118 tensors)" in note and "under 'state_dict'" in note
+
+
+def test_tensors_beside_the_weights_are_counted(tmp_path):
+    one = np.zeros(3, np.float32)
+    moments = {name: {"exp_avg": one} for name in unet_state()}
+    beside = {
+        "criterion": {"a": one, "more": {"b": one, "c": one}},
+        "queue": one,
+        "optimizer": moments,
+        "callbacks": {"best": one},
+        "seed": 3,
+    }
+    path = write_zip(tmp_path / "a.pth", {"state_dict": unet_state(), **beside})
+    imported, _ = importing.read(path)
+    assert imported.notes == [] and dict(imported.ignored) == {
+        "criterion": "1 tensor beside the weights, not imported",
+        "criterion.more": "2 tensors beside the weights, not imported",
+        "queue": "1 tensor beside the weights, not imported",
+        "optimizer": "state of the optimiser",
+        "callbacks": "state of the training loop",
+        "seed": "a record of the training",
+    }
+    loop = [list(unet_state().values())]
+    loop.append(loop)
+    found = state_dicts.find({"state_dict": unet_state(), "shadow": loop})
+    assert found.left == {"shadow": "118 tensors of another set of weights, not imported"}
+
+
 def test_float64_is_rounded_and_said_so(tmp_path):
     imported, origin = importing.read(unpack("unet_double_legacy.pth", tmp_path))
     assert imported.notes == ["118 tensors were float64 and are rounded"]
@@ -196,7 +238,11 @@ def changed(**changes):
             r"(?s)of another shape \(1\):\n +conv_last.bias: \[3\], expected \[2\]",
         ),
         (changed(conv_last__weight=np.zeros((7, 2, 1, 1))), "width 2 and 7 outputs"),
-        (changed(conv_last__weight=None), "conv_last.weight is missing"),
+        (
+            changed(conv_last__weight=None),
+            r"(?s)the last convolution, conv_last.weight, is missing, expected \[2, 2, 1, 1\]\n"
+            r" +missing \(1\):\n +conv_last.weight \[2, 2, 1, 1\]",
+        ),
         (changed(conv_last__bias=np.zeros(2, "i8")), "conv_last.bias is int64"),
         (changed(conv_last__bias=np.array([1, np.nan])), "conv_last.bias has values that are not"),
         (
@@ -214,6 +260,37 @@ def test_what_does_not_fit_is_listed_with_names_and_shapes(tmp_path, content, me
     with pytest.raises(UserError, match=message) as caught:
         importing.read(path)
     assert str(path) in str(caught.value)
+
+
+FIRST = "down_conv1.double_conv.double_conv.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("first", "said", "listed"),
+    [
+        (None, "is missing, expected [4, 1, 3, 3]", f"missing (1):\n    {FIRST} [4, 1, 3, 3]"),
+        ((3, 1, 3, 3), "has shape [3, 1, 3, 3], expected [4, 1, 3, 3]", "another shape (1):"),
+        ((4, 1, 9), "has shape [4, 1, 9], expected [4, 1, 3, 3]", "another shape (1):"),
+        ((), "has shape [], expected [4, 1, 3, 3]", "another shape (1):"),
+        ((4, 3, 3, 3), "it takes images of 3 channels, ours are grey", "another shape (1):"),
+    ],
+)
+def test_a_first_kernel_that_does_not_fit_is_said_first_and_alone(tmp_path, first, said, listed):
+    state = unet_state(4)
+    state.pop(FIRST)
+    if first is not None:
+        state[FIRST] = np.zeros(first, np.float32)
+    with pytest.raises(UserError, match="a network of width 4 ") as error:
+        importing.read(write_zip(tmp_path / "odd.pth", state))
+    lines = str(error.value).splitlines()
+    assert lines[1].startswith(f"  look here first: the first convolution, {FIRST}, ")
+    assert said in lines[1] and listed in str(error.value) and len(lines) == 4
+
+
+def test_a_file_in_which_nothing_tells_the_width_says_what_is_missing(tmp_path):
+    state = {"down_conv1.x": np.zeros(2, np.float32)}
+    with pytest.raises(UserError, match=rf"{FIRST}, is missing, expected \[width, 1, 3, 3\]"):
+        importing.read(write_zip(tmp_path / "odd.pth", state))
 
 
 def test_many_misfits_are_counted(tmp_path):

@@ -1,6 +1,8 @@
 """Weights as safetensors: there and back, and what a damaged file says."""
 
+import json
 import os
+import struct
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +63,26 @@ def test_a_truncated_file_is_named(tmp_path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"unet\.safetensors is no complete safetensors file"):
         safetensors_file.read(path)
+
+
+def _raw(path, dtype, count):
+    """A whole file with one tensor of two numbers, `count` bytes of zeros."""
+    header = json.dumps({"fc.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, count]}})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(count))
+    return path
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("F8_E4M3", 2), ("F8_E5M2", 2), ("F4", 1)])
+def test_numbers_that_numpy_has_not_are_named_with_their_tensor(tmp_path, dtype, count):
+    path = _raw(tmp_path / "small.safetensors", dtype, count)
+    with pytest.raises(UserError, match=rf"dtype of fc.weight, {dtype}, .*as float32") as caught:
+        safetensors_file.read_tensors(path)
+    assert str(path) in str(caught.value) and "ownload" not in str(caught.value)
+
+
+def test_bfloat16_is_read(tmp_path):
+    tensors, _ = safetensors_file.read_tensors(_raw(tmp_path / "a.safetensors", "BF16", 4))
+    assert tensors["fc.weight"].dtype == jnp.bfloat16
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
+from cmunet_jax.data import preprocessing
 from cmunet_jax.interop import safetensors_file, torch_names
 from cmunet_jax.models.initialise import shapes_of
 from cmunet_jax.models.unet import UNet
 from cmunet_jax.stages import evaluate as evaluate_stage
-from cmunet_jax.stages import import_weights, provenance, segment
+from cmunet_jax.stages import export_header, import_weights, provenance, segment
 from cmunet_jax.stages import train as train_stage
 from cmunet_jax.train import checkpoint, sharding, transfer
 from tests.interop.test_importing import unet_state, unpack
@@ -134,6 +136,108 @@ def test_exported_weights_come_back_exactly(tmp_path):
         (again.params, again.batch_stats),
         (loaded.params, loaded.batch_stats),
     )
+
+
+OURS = preprocessing.create({"name": "fixed", "size": 64, "flatten": 0.5}).to_dict()
+
+
+def exported(path, **changes):
+    """A file of our export, of a network of width 4; `changes` replace facts of its header."""
+    facts = {
+        "format": 1,
+        "checkpoint": {"digest": "0" * 64, "step": 3, "weights": "ema"},
+        "data": {"name": "arcade", "fingerprint": "f", "splits": "built"},
+        "network": {"width": 4, "up": "transposed", "dtype": "bfloat16"},
+        "preprocessing": OURS,
+        "versions": {"jax": "0.10"},
+    }
+    texts = export_header.write(facts | {k: v for k, v in changes.items() if type(v) is not str})
+    texts |= {k: v for k, v in changes.items() if type(v) is str}
+    tensors = unet_state(4)
+    safetensors.numpy.save_file(tensors, path, {k: v for k, v in texts.items() if v != "absent"})
+    return path
+
+
+def as_shipped(path, **overrides):
+    config = importlib.import_module("configs.import_weights").get_config()
+    config.source = str(path)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def test_our_own_export_keeps_its_preprocessing_and_network(tmp_path, capsys):
+    source = exported(tmp_path / "model.safetensors")
+    assert import_weights.run(as_shipped(source), tmp_path / "run") == 0
+    assert "preprocessing fixed at 64²: as the file says" in capsys.readouterr().out
+    loaded = checkpoint.load(tmp_path / "run")
+    assert dict(loaded.preprocessing) == loaded.config["preprocessing"] == OURS
+    assert loaded.config["model"]["dtype"] == "bfloat16"
+    told = loaded.config["provenance"]["imported"]
+    assert told["preprocessing"] == OURS and told["facts"]["export"]["checkpoint"]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size", "words"),
+    [
+        ({"preprocessing.name": "paper"}, 256, "against the file's own (fixed at 64²)"),
+        ({"preprocessing.name": "paper", "preprocessing.size": 96}, 96, "expect other masks"),
+        ({"preprocessing.size": 256}, 256, "against the file's own (fixed at 64²)"),
+        ({"preprocessing.name": "fixed", "preprocessing.size": 64}, 64, "as the file says"),
+    ],
+)
+def test_what_the_config_asks_wins_over_an_export_and_is_said(overrides, size, words):
+    config = as_shipped("model.safetensors", **overrides)
+    chain, said = import_weights._preprocessing(config, {"preprocessing": OURS})
+    name = overrides.get("preprocessing.name", "fixed")
+    assert (chain.name, chain.size) == (name, size) and words in said
+    assert name == "paper" or chain.options.flatten == 0.5
+
+
+def test_a_file_that_tells_no_preprocessing_gets_the_released_chain():
+    chain, said = import_weights._preprocessing(as_shipped("weights.pth"), {})
+    assert chain == preprocessing.create({"name": "paper", "size": 256})
+    assert "the file tells none" in said
+    other = as_shipped("weights.pth", **{"preprocessing.name": "fixed"})
+    assert import_weights._preprocessing(other, {})[0].name == "fixed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preprocessing": "absent"}, r"damaged \(preprocessing is missing\): export it again"),
+        ({"preprocessing": "{"}, "preprocessing is no JSON"),
+        ({"preprocessing": "[" * 9000}, "preprocessing is no JSON"),
+        ({"preprocessing": " " * 20000}, "preprocessing has more than 16384 characters"),
+        ({"preprocessing": "[1]"}, "preprocessing is no group of values"),
+        ({"preprocessing": OURS | {"size": 10**6}}, "preprocessing.size=1000000 is above 8192"),
+        ({"preprocessing": OURS | {"size": 100}}, "preprocessing.size=100 must be a multiple"),
+        ({"preprocessing": OURS | {"size": True}}, "preprocessing has no name, size and version"),
+        ({"preprocessing": OURS | {"name": "x"}}, "preprocessing.name='x' is unknown"),
+        ({"preprocessing": OURS | {"a\nb": 1}}, "preprocessing has a key that is no name"),
+        ({"preprocessing": OURS | {"fade": float("nan")}}, "preprocessing.fade is no number"),
+        ({"preprocessing": OURS | {"fade": [1]}}, "preprocessing.fade is no number"),
+        ({"preprocessing": OURS | {"more": 1}}, "preprocessing.more is no option of 'fixed'"),
+        ({"preprocessing": {"name": "fixed", "size": 64, "version": 1}}, "lacks darkness, fade"),
+        ({"preprocessing": OURS | {"version": 9}}, "use the release of this project that wrote"),
+        ({"format": 2}, "its header has format 2, and this release reads 1"),
+        ({"format": "absent"}, "format is missing"),
+        ({"network": {"width": 4}}, "network has not just width, up, dtype"),
+        (
+            {"network": {"width": 8, "up": "transposed", "dtype": "float32"}},
+            "its header says width 8, its tensors are of width 4",
+        ),
+        (
+            {"network": {"width": 4, "up": "transposed", "dtype": "int8"}},
+            "network.dtype is 'int8', none of float32, bfloat16",
+        ),
+        ({"checkpoint": {"digest": "x", "step": 1, "weights": "ema"}}, "is no SHA-256"),
+    ],
+)
+def test_a_damaged_header_of_our_export_is_one_line(tmp_path, changes, message):
+    source = exported(tmp_path / "model.safetensors", **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        import_weights.run(as_shipped(source), tmp_path / "run")
+    assert str(source) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_one_file_gives_one_digest(tmp_path):
