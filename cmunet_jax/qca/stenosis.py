@@ -88,8 +88,9 @@ def stenosis(position: Floats, diameter: Floats) -> Stenosis:
                 len(diameter),
                 "the narrowing reaches the end of the measured part: no reference on that side",
             )
-    if (why := _impossible(x, d, line)) is not None:
-        return none(len(diameter), why)
+    impossible = _impossible(x, d, line)
+    if impossible is not None:
+        return none(len(diameter), impossible)
     reference = np.full(len(diameter), np.nan)
     span = slice(known[0], known[-1] + 1)
     reference[span] = np.interp(position[span], x, line)
@@ -101,11 +102,10 @@ def _impossible(x: Floats, d: Floats, line: Floats) -> str | None:
 
     In which direction the blood flows is not known: both slopes have the same bound.
     """
-    slope = float(abs(line[-1] - line[0]) / (x[-1] - x[0]))
-    if slope > _TAPER:
+    if abs(line[-1] - line[0]) > _TAPER * (x[-1] - x[0]):
         return (
-            f"the reference would change by {100 * slope:.0f} % of a diameter per diameter of "
-            f"length, more than {100 * _TAPER:.0f} %: no artery tapers so, no reference"
+            f"the reference would change by over {100 * _TAPER:.0f} % of a diameter per diameter "
+            "of length, as no artery does: no reference"
         )
     first = np.searchsorted(x, x - _NEARBY * line)
     last = np.searchsorted(x, x + _NEARBY * line, side="right")
