@@ -130,7 +130,9 @@ def _reference(x: Floats, d: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         if len(healthy) < max(_HEALTHY * len(d), _FEWEST):
             break
         some = healthy[:: len(healthy) // _MOST + 1]
-        slope, height, *_ends = theilslopes(d[some], x[some])
+        # "joint": the median of d - slope * x. The other is median(d) - slope * median(x), which is
+        # too low where the vessel is narrowed at its middle.
+        slope, height, *_ends = theilslopes(d[some], x[some], method="joint")
         line = height + slope * x
         residual = d - line
         spread = 1.4826 * float(np.median(np.abs(residual[healthy])))

@@ -29,6 +29,15 @@ def test_a_reference_tapers_no_more_than_an_artery(slope, may, way, unit):
     assert "over 10 % of a diameter per diameter of length" in found.why_not
 
 
+@pytest.mark.parametrize("at", [60, 100, 140])
+@pytest.mark.parametrize("way", [1, -1])
+def test_a_narrowing_does_not_move_its_reference_wherever_it_is(at, way):
+    healthy = (6 + 0.05 * np.arange(200.0))[::way]
+    found = stenosis(*stenosed(healthy, at=at))
+    np.testing.assert_allclose(found.reference, healthy, rtol=0.02)
+    assert abs(found.percent - 50) < 1.5
+
+
 @pytest.mark.parametrize("unit", [1.0, 0.2], ids=["px", "mm"])
 @pytest.mark.parametrize(("diameters", "may"), [(15, True), (25, False)])
 def test_a_reference_is_measured_nearby(diameters, may, unit):
