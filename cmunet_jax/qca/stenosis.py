@@ -23,6 +23,11 @@ _BORDER = 0.03  # share of the line within which a narrowing is over
 _HEALTHY = 0.3  # least share of the measured points that the line rests on
 _FEWEST = 2  # points through which a line goes
 _LEVEL = 0.9  # of the first line, which shall run along the healthy diameters, not the mean
+# No artery's line, so no reference (docs/qca.md, "What a reference cannot be"): one that changes by
+# more than this share of a diameter per diameter of length,
+_TAPER = 0.1
+# or that lies, by more than `_SHARE`, above all that was measured within this many diameters.
+_NEARBY = 10.0
 _MOST = 200  # points of a fit: the Theil-Sen line takes all pairs
 
 
@@ -55,8 +60,8 @@ def stenosis(position: Floats, diameter: Floats) -> Stenosis:
         diameter: [K] in the same unit, NaN where none was measured; some are.
 
     Returns:
-        Without a percentage where the healthy part does not carry a line: too few of the measured
-        points, or none on one side of the narrowing.
+        Without a percentage where the healthy part does not carry a line (too few of the measured
+        points, or none on one side of the narrowing), or one that no artery follows.
     """
     known = np.flatnonzero(np.isfinite(diameter))
     x, d = position[known], diameter[known]
@@ -83,10 +88,34 @@ def stenosis(position: Floats, diameter: Floats) -> Stenosis:
                 len(diameter),
                 "the narrowing reaches the end of the measured part: no reference on that side",
             )
+    impossible = _impossible(x, d, line)
+    if impossible is not None:
+        return none(len(diameter), impossible)
     reference = np.full(len(diameter), np.nan)
     span = slice(known[0], known[-1] + 1)
     reference[span] = np.interp(position[span], x, line)
     return Stenosis(reference, int(known[worst]), 100 * float(loss[worst]), None)
+
+
+def _impossible(x: Floats, d: Floats, line: Floats) -> str | None:
+    """Why a line [K] above 0 through diameters d [K] at x [K] is no artery's, or None if it may be.
+
+    In which direction the blood flows is not known: both slopes have the same bound.
+    """
+    if abs(line[-1] - line[0]) > _TAPER * (x[-1] - x[0]):
+        return (
+            f"the reference would change by over {100 * _TAPER:.0f} % of a diameter per diameter "
+            "of length, as no artery does: no reference"
+        )
+    first = np.searchsorted(x, x - _NEARBY * line)
+    last = np.searchsorted(x, x + _NEARBY * line, side="right")
+    widest = np.array([d[i:j].max() for i, j in zip(first.tolist(), last.tolist())])
+    if (line > (1 + _SHARE) * widest).any():
+        return (
+            f"the reference would be over {100 * _SHARE:.0f} % wider than all that was measured "
+            f"within {_NEARBY:.0f} diameters: no reference"
+        )
+    return None
 
 
 def _reference(x: Floats, d: Floats) -> tuple[Floats, NDArray[np.bool_]]:
@@ -101,7 +130,9 @@ def _reference(x: Floats, d: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         if len(healthy) < max(_HEALTHY * len(d), _FEWEST):
             break
         some = healthy[:: len(healthy) // _MOST + 1]
-        slope, height, *_ends = theilslopes(d[some], x[some])
+        # "joint": the median of d - slope * x. The other is median(d) - slope * median(x), which is
+        # too low where the vessel is narrowed at its middle.
+        slope, height, *_ends = theilslopes(d[some], x[some], method="joint")
         line = height + slope * x
         residual = d - line
         spread = 1.4826 * float(np.median(np.abs(residual[healthy])))
