@@ -7,7 +7,7 @@ weights; one pass) on images that are in memory, once for each kind of remateria
 devices that are there. Half a minute each; no such images and no such memory are needed.
 """
 
-import sys
+import argparse
 
 import jax
 import jax.numpy as jnp
@@ -20,33 +20,57 @@ from cmunet_jax.train import step as step_lib
 from configs.finetune import get_config
 
 
-def measure(batch, side, dtype, remat, *, size="paper", accumulation=1):
-    """Returns bytes of (state, temporaries) of one step with `batch` images of `side`²."""
-    config = get_config(f"init=scratch,size={size}")
-    config.batch_size, config.preprocessing.size = batch, side
-    config.model.dtype, config.model.remat, config.accumulation = dtype, remat, accumulation
+def compiled_step(config):
+    """Compiles the step of a training config on a batch that is in memory; (state's shapes, it)."""
+    batch, side = config.batch_size, config.preprocessing.size
     objective, mesh = objectives.create(config), sharding.create_mesh()
     rate = optim.schedule(config.optim, batch_size=batch, total_steps=100, warmup_steps=1)
     tx = optim.create(config.optim, rate, total_steps=100)
 
     def start(key):
-        variables = objective.init(key, (side, side, 1))
+        variables = objective.init(key, (config.views.get("crop", side),) * 2 + (1,))
         return state_lib.create(variables, tx, ema=config.ema_decay > 0)
 
     state = jax.eval_shape(start, jax.random.key(0))
+    place = lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)  # noqa: E731
+    state = jax.tree.map(place, state, sharding.Layout(mesh, config.sharding).of(state))
     of_one = jax.ShapeDtypeStruct((batch,), jnp.float32)
     pixels = jax.ShapeDtypeStruct((batch, side, side), jnp.uint8)
-    images = {"code": pixels, "scale": of_one, "offset": of_one, "mask": pixels}
+    images = {"code": pixels, "scale": of_one, "offset": of_one}
+    if config.stage == "finetune":
+        images["mask"] = pixels
     step = step_lib.TrainStep(objective, tx, step_lib.spec_of(config, size=batch), mesh)
-    compiled = step.jitted.lower(state, step.zero_metrics(state, images), images).compile()
+    return state, step.jitted.lower(state, step.zero_metrics(state, images), images).compile()
+
+
+def measure(batch, side, dtype, remat, *, size="paper", accumulation=1):
+    """Returns bytes of (state, temporaries) of one step with `batch` images of `side`²."""
+    config = get_config(f"init=scratch,size={size}")
+    config.batch_size, config.preprocessing.size = batch, side
+    config.model.dtype, config.model.remat, config.accumulation = dtype, remat, accumulation
+    state, compiled = compiled_step(config)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return held, estimate.step_bytes(compiled)
 
 
-def main(batch, side, dtype):
+def _side(text):
+    side = int(text)
+    if side < 32 or side % 16:
+        raise argparse.ArgumentTypeError(f"{side} is not a multiple of 16, at least 32")
+    return side
+
+
+def main():
     """Prints a line for each kind of rematerialisation."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, prog="python -m tests.benchmark.step_memory"
+    )
+    parser.add_argument("batch", type=int)
+    parser.add_argument("side", type=_side)
+    parser.add_argument("dtype", choices=objectives.DTYPES)
+    options = parser.parse_args()
     for remat in REMAT:
-        held, temporary = measure(int(batch), int(side), dtype, remat)
+        held, temporary = measure(options.batch, options.side, options.dtype, remat)
         print(
             f"{remat}: state {held / 1e9:.2f} GB, temporary {temporary / 1e9:.2f} GB, "
             f"together {(held + temporary) / 1e9:.2f} GB",
@@ -55,4 +79,4 @@ def main(batch, side, dtype):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
