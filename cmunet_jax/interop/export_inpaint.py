@@ -17,21 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cmunet_jax.interop.export_resample import indices
+from cmunet_jax.interop.export_resample import Weights, indices
 
 Array = jax.Array
 
 RADIUS = 3  # pixels
-_BORDER = 2  # pixels around everything, which a march reads but never enters
+_BORDER = RADIUS + 1  # pixels around everything, which are read but never entered
 _FAR = 1e6  # the front's time where it never comes
 _LATER = np.int32(2**31 - 1)  # the turn of pixels that the front has not reached
-_DISC = tuple(
-    (i, j)
-    for i in range(-RADIUS, RADIUS + 1)
-    for j in range(-RADIUS, RADIUS + 1)
-    if 0 < i * i + j * j <= RADIUS * RADIUS
-)
 _NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))  # in OpenCV's order
+_DOWN, _RIGHT = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1].astype(np.float32)
+_AWAY = _DOWN**2 + _RIGHT**2
+_DISC = (_AWAY > 0) & (_AWAY <= RADIUS**2)
 _CENTRE = np.zeros((5, 5), bool)
 _CENTRE[2, 2] = True
 _PLACES = [np.roll(_CENTRE, step, (0, 1)) for step in _NEIGHBOURS]
@@ -45,11 +42,11 @@ class _Queue(NamedTuple):
     waiting: Array  # float32: `time` of the pixels in the queue, infinite elsewhere
     first: Array  # float32 [P]: least `waiting` of each row
     first_turn: Array  # int32 [P]: the earliest turn with that
-    count: Array  # int32 scalar: turns so far
+    turns: Array  # int32 scalar: how many so far
 
 
 def inpaint(image: Array, region: Array, side: Array) -> Array:
-    """Fills a region from its surround.
+    """Fills a region from its surround; not to be batched, which would copy all for each pixel.
 
     Args:
       image: float32 [N, N], whole numbers in 0..255.
@@ -59,6 +56,10 @@ def inpaint(image: Array, region: Array, side: Array) -> Array:
     Returns:
       float32 [N, N], whole numbers in 0..255.
     """
+    return lax.cond(region.any(), _inpaint, lambda image, *_: image, image, region, side)
+
+
+def _inpaint(image: Array, region: Array, side: Array) -> Array:
     unknown, image = jnp.pad(region, _BORDER), jnp.pad(image, _BORDER)
     at = indices(unknown.shape[0]) - _BORDER
     within = (at >= 0) & (at < side)
@@ -79,7 +80,7 @@ def inpaint(image: Array, region: Array, side: Array) -> Array:
         value = _telea(image, marched, row, column, side + _BORDER - 1)
         return lax.dynamic_update_slice(image, value[None, None], (row, column))
 
-    image = lax.fori_loop(begin, marched.count, fill, image)
+    image = lax.fori_loop(begin, marched.turns, fill, image)
     return image[_BORDER:-_BORDER, _BORDER:-_BORDER]
 
 
@@ -135,7 +136,7 @@ def _pass_one(queue: _Queue) -> _Queue:
     # XLA would copy them for each pixel otherwise.
     reached = jnp.stack([cut[1][2 + i, 2 + j] == _LATER for i, j in _NEIGHBOURS])
     around, count, corner = lax.cond(
-        reached.any(), _reach, _leave, cut, reached, queue.count, corner
+        reached.any(), _reach, _leave, cut, reached, queue.turns, corner
     )
     arrays = [
         lax.dynamic_update_slice(array, new, corner)
@@ -143,11 +144,14 @@ def _pass_one(queue: _Queue) -> _Queue:
     ]
     rows = [lax.dynamic_slice(array, (corner[0] + 1, 0), (3, size)) for array in arrays[:0:-1]]
     first, first_turn = _firsts(*rows)
+    time, turns, waiting = arrays
     return _Queue(
-        *arrays,
+        time=time,
+        turn=turns,
+        waiting=waiting,
         first=lax.dynamic_update_slice(queue.first, first, (corner[0] + 1,)),
         first_turn=lax.dynamic_update_slice(queue.first_turn, first_turn, (corner[0] + 1,)),
-        count=count,
+        turns=count,
     )
 
 
@@ -211,65 +215,98 @@ def _one_sided(before: tuple[Array, Array], after: tuple[Array, Array], here: Ar
 
 
 def _telea(image: Array, marched: _Queue, row: Array, column: Array, last: Array) -> Array:
-    """Weighted mean over the disc and a step along the weighted gradient, in 0..255."""
-    i, j = (np.array(axis, np.int32) for axis in zip(*_DISC, strict=True))
-    k, l = row + i, column + j  # noqa: E741 (OpenCV's names of a neighbour)
-    own = marched.turn[row, column]
-    read = lambda array, a, b: array.at[a, b].get(mode="clip")  # noqa: E731
-    known = lambda a, b: read(marched.turn, a, b) < own  # noqa: E731
-    beside = [(row + a, column + b) for a, b in _NEIGHBOURS]
-    up, left, down, right = ((read(marched.time, *at), known(*at)) for at in beside)
-    time = marched.time[row, column]
-    slope = _one_sided(up, down, time), _one_sided(left, right, time)
-    inside = (k >= _BORDER) & (l >= _BORDER) & (k <= last) & (l <= last) & known(k, l)
-    # OpenCV (5.0) reads one pixel further in at the first column and at the last row and column.
-    km, lm = k + (k == _BORDER), l + (l == _BORDER)
-    kp, lp = k - (k == last), l - (l == last)
+    """Weighted mean over the disc and a step along the weighted gradient, in 0..255.
 
-    def gradient(before, here, after, ahead, is_before, is_after):
-        two_sided = jnp.where(is_before, (after - before) * 2, after - here)
-        return jnp.where(is_after, two_sided, jnp.where(is_before, ahead - before, 0.0))
+    Args:
+      image: float32 [P, P], filled up to the turn before.
+      marched: the march, which is over.
+      row: int32 scalar, the pixel's.
+      column: int32 scalar, the pixel's.
+      last: int32 scalar, of rows and of columns.
+    """
+    reach = RADIUS + 1  # gradients look one pixel further
+    values, time, turn = (
+        lax.dynamic_slice(array, (row - reach, column - reach), (2 * reach + 1,) * 2)
+        for array in (image, marched.time, marched.turn)
+    )
+    known, own = turn < turn[reach, reach], time[reach, reach]
+    beside = [(time[reach + i, reach + j], known[reach + i, reach + j]) for i, j in _NEIGHBOURS]
+    up, left, down, right = beside
+    slope = _one_sided(up, down, own), _one_sided(left, right, own)
+    at = [start + indices(2 * RADIUS + 1) - RADIUS for start in (row, column)]
+    inside = [(places >= _BORDER) & (places <= last) for places in at]
+    plain = lambda array, i, j: array[1 + i : i - 1 or None, 1 + j : j - 1 or None]  # noqa: E731
 
-    value = lambda a, b: read(image, a, b)  # noqa: E731
-    here = value(km, lm)
-    across = gradient(
-        value(km, lm - 1), here, value(km, lp + 1), value(km, lp), known(k, l - 1), known(k, l + 1)
+    def value(down: int, right: int, *, end: int = 2) -> Array:
+        """Grey levels [7, 7] that lie so many pixels from those of the disc.
+
+        OpenCV (5.0) reads one pixel further in: along the axis `end` at the last pixel, along the
+        others at the first.
+        """
+        read = values
+        for axis, step in enumerate((down, right)):
+            bent, away = (at[axis] == last, -1) if axis == end else (at[axis] == _BORDER, 1)
+            further, usual = (
+                lax.slice_in_dim(read, 1 + by, len(values) - 1 + by, axis=axis)
+                for by in (step + away, step)
+            )
+            read = jnp.where(jnp.expand_dims(bent, 1 - axis), further, usual)
+        return read
+
+    here = value(0, 0)
+    across = _gradient(
+        (value(0, -1), plain(known, 0, -1)),
+        here,
+        (value(0, 1, end=1), plain(known, 0, 1)),
+        value(0, 0, end=1),
     )
-    downwards = gradient(
-        value(km - 1, lm), here, value(kp + 1, lm), value(kp, lm), known(k - 1, l), known(k + 1, l)
+    downwards = _gradient(
+        (value(-1, 0), plain(known, -1, 0)),
+        here,
+        (value(1, 0, end=0), plain(known, 1, 0)),
+        value(0, 0, end=0),
     )
-    away = (i * i + j * j).astype(np.float64)
-    near = (1 / (away * np.sqrt(away))).astype(np.float32)
+    used = plain(known, 0, 0) & inside[0][:, None] & inside[1][None] & _DISC
+    near = np.float32(1 / np.maximum(_AWAY * np.sqrt(_AWAY, dtype=np.float64), 1))
     with jax.enable_x64(True):
-        level = _rounded(1 / (1 + _exact(jnp.abs(read(marched.time, k, l) - time))))
-        # A product of two float32 is exact in float64, and rounding it apart from the sum keeps
-        # the compiler from fusing the two.
-        towards = _product(-j, slope[1]) + _product(-i, slope[0])
+        level = _rounded(1 / (1 + _exact(jnp.abs(plain(time, 0, 0) - own))))
+        towards = _product(-_RIGHT, slope[1]) + _product(-_DOWN, slope[0])
         towards = jnp.where(jnp.abs(towards) <= 0.01, np.float32(1e-6), towards)
-        weight = jnp.where(inside, jnp.abs(near * level * towards), 0)
-        total, mean = _in_turn(weight) + np.float32(1e-20), _in_turn(_product(weight, value(k, l)))
-        step_x = _in_turn(_product(weight, across * j))
-        step_y = _in_turn(_product(weight, downwards * i))
+        weight = jnp.where(used, jnp.abs(near * level * towards), 0)
+        total = _in_turn(weight) + np.float32(1e-20)
+        mean = _in_turn(_product(weight, plain(values, 0, 0))) / total
+        step_x = _in_turn(_product(weight, across * _RIGHT))
+        step_y = _in_turn(_product(weight, downwards * _DOWN))
         length = _rounded(jnp.sqrt(_exact(_product(step_x, step_x) + _product(step_y, step_y))))
-        made = mean / total + (step_x + step_y) / (length + np.float32(1e-20))
+        made = mean + (step_x + step_y) / (length + np.float32(1e-20))
     # OpenCV adds 0.5 and rounds one half to the even number.
     whole = made == jnp.floor(made)
     return jnp.clip(jnp.where(whole, 2 * jnp.floor((made + 1) / 2), jnp.ceil(made)), 0, 255)
 
 
-def _exact(x: Array) -> Array:
-    return x.astype(jnp.float64)
+def _gradient(
+    before: tuple[Array, Array], here: Array, after: tuple[Array, Array], ahead: Array
+) -> Array:
+    """Differences of grey levels, from (level, known) on both sides."""
+    (low, low_known), (high, high_known) = before, after
+    two_sided = jnp.where(low_known, (high - low) * 2, high - here)
+    return jnp.where(high_known, two_sided, jnp.where(low_known, ahead - low, 0.0))
+
+
+def _exact(x: Weights) -> Array:
+    return jnp.asarray(x, jnp.float64)
 
 
 def _rounded(x: Array) -> Array:
     return x.astype(jnp.float32)
 
 
-def _product(a: Array, b: Array) -> Array:
+def _product(a: Weights, b: Array) -> Array:
     """float32 of float32, rounded before anything is added."""
     return _rounded(_exact(a) * _exact(b))
 
 
 def _in_turn(terms: Array) -> Array:
-    """Sum of float32 [n], one after another as OpenCV adds them."""
-    return functools.reduce(lambda total, term: total + term, terms)
+    """Sum of float32 [7, 7] over the disc, one after another as OpenCV adds them."""
+    first, *others = np.argwhere(_DISC)
+    return functools.reduce(lambda total, at: total + terms[*at], others, terms[*first])

@@ -25,7 +25,7 @@ def has_dark_corners(chain, frame):
     """Whether the `paper` chain inpaints something."""
     if chain.name != "paper":
         return False
-    crop = geometry.extract(frame, chain.geometry(*frame.shape), fill=None)
+    crop = geometry.extract(released.to_uint8(frame), chain.geometry(*frame.shape), fill=None)
     return bool((released.inpaint_corners(crop) != crop).any())
 
 
@@ -44,7 +44,7 @@ def rows(run, files, name):
         path.write_bytes(exported.serialize())
         function = export_loader.load(path)
     for file in files:
-        frame = cv2.imread(file, cv2.IMREAD_GRAYSCALE)[None]
+        frame = cv2.imread(file, cv2.IMREAD_ANYDEPTH)[None]  # grey, 8 or 16 bit
         ours = export.probabilities(segmenter.forward, segmenter.weights, chain, frame)
         theirs = function(frame)
         a, b, apart = ours > 0.5, theirs > 0.5, np.abs(ours - theirs)
