@@ -1,9 +1,10 @@
 """How near the exported program is to the chain on the host, on real angiograms.
 
-    python -m tests.interop.export_agreement RUN IMAGES... [--preprocessing paper]
+    python -m tests.interop.export_agreement RUN IMAGES... [--preprocessing paper] [--bits 12]
 
 RUN is a fine-tuned run. Another preprocessing than the run's own says nothing about vessels, but it
-says what the two make of the same frames. One line at the end for each kind of frame.
+says what the two make of the same frames. With --bits 12 8-bit images become 12-bit ones, with
+noise in the low bits. One line at the end for each kind of frame.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def has_dark_corners(chain, frame):
     return bool((released.inpaint_corners(crop) != crop).any())
 
 
-def rows(run, files, name):
+def rows(run, files, name, bits):
     """Yields (dark corners, Dice of the two masks, largest and mean difference of probability)."""
     segmenter = segment.restore(run, step="latest", weights="ema", mesh=sharding.create_mesh())
     chain = segmenter.preprocessing
@@ -43,8 +44,12 @@ def rows(run, files, name):
         exported = export_stablehlo.export(network, weights, chain.to_dict())
         path.write_bytes(exported.serialize())
         function = export_loader.load(path)
+    rng = np.random.default_rng(0)
     for file in files:
         frame = cv2.imread(file, cv2.IMREAD_ANYDEPTH)[None]  # grey, 8 or 16 bit
+        if bits == 12:
+            low = rng.integers(0, 16, frame.shape, dtype=np.uint16)
+            frame = frame.astype(np.uint16) * 16 + low
         ours = export.probabilities(segmenter.forward, segmenter.weights, chain, frame)
         theirs = function(frame)
         a, b, apart = ours > 0.5, theirs > 0.5, np.abs(ours - theirs)
@@ -57,8 +62,9 @@ def main():
     parser.add_argument("run")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--preprocessing", default="")
+    parser.add_argument("--bits", type=int, choices=(8, 12), default=8)
     given = parser.parse_args()
-    found = list(rows(given.run, given.images, given.preprocessing))
+    found = list(rows(given.run, given.images, given.preprocessing, given.bits))
     for dark in (False, True):
         some = np.array([row[1:] for row in found if row[0] == dark])
         if len(some):
