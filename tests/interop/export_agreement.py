@@ -12,26 +12,31 @@ import pathlib
 import tempfile
 
 import cv2
+import jax
 import numpy as np
 
 from cmunet_jax import config as config_lib
 from cmunet_jax import objectives
 from cmunet_jax.data import geometry, preprocessing, released
-from cmunet_jax.interop import export_loader, export_stablehlo
+from cmunet_jax.interop import export_loader, export_preprocessing, export_stablehlo
 from cmunet_jax.stages import export, segment
 from cmunet_jax.train import sharding
 
+fill = jax.jit(export_preprocessing._inpaint_corners)
 
-def has_dark_corners(chain, frame):
-    """Whether the `paper` chain inpaints something."""
+
+def dark_corners(chain, frame):
+    """Whether `paper` fills something, and how many pixels the program fills otherwise."""
     if chain.name != "paper":
-        return False
+        return False, 0
     crop = geometry.extract(released.to_uint8(frame), chain.geometry(*frame.shape), fill=None)
-    return bool((released.inpaint_corners(crop) != crop).any())
+    ours = released.inpaint_corners(crop)
+    theirs = fill(crop.astype(np.float32), np.ones(crop.shape, bool), np.int32(len(crop)))
+    return bool((ours != crop).any()), (ours != theirs).sum()
 
 
 def rows(run, files, name, bits):
-    """Yields (dark corners, Dice of the two masks, largest and mean difference of probability)."""
+    """Yields dark corners, Dice, largest and mean difference of probability, pixels that differ."""
     segmenter = segment.restore(run, step="latest", weights="ema", mesh=sharding.create_mesh())
     chain = segmenter.preprocessing
     if name not in ("", chain.name):
@@ -54,7 +59,8 @@ def rows(run, files, name, bits):
         theirs = function(frame)
         a, b, apart = ours > 0.5, theirs > 0.5, np.abs(ours - theirs)
         dice = (2 * (a & b).sum() + 1) / (a.sum() + b.sum() + 1)
-        yield has_dark_corners(chain, frame[0]), dice, apart.max(), apart.mean()
+        dark, otherwise = dark_corners(chain, frame[0])
+        yield dark, dice, apart.max(), apart.mean(), otherwise
 
 
 def main():
@@ -72,6 +78,8 @@ def main():
                 f"{'dark corners' if dark else 'no dark corners'}: {len(some)} frames, Dice at "
                 f"least {some[:, 0].min():.5f}, mean {some[:, 0].mean():.5f}; probabilities apart "
                 f"by at most {some[:, 1].max():.2g}, mean {some[:, 2].mean():.2g}"
+                + f"; {some[:, 3].sum():.0f} pixels filled otherwise"
+                * dark
             )
 
 
