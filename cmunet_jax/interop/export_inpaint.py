@@ -1,15 +1,15 @@
 """Inpainting of dark corners in the `paper` chain as operations that can be exported.
 
-Telea's method (J. Graphics Tools 9(1), 2004): a front marches into the region, and each pixel that
-it reaches becomes a weighted sum of the known pixels around it. OpenCV takes the front's pixels
-one at a time from a queue. Here all pixels within `STEP` of the first are taken at once, which is
-group marching (Kim, SIAM J. Sci. Comput. 23(1), 2001): the same formula, and OpenCV's conduct at
-the borders, but pixels of one group do not see each other. What that changes is measured in
-docs/export.md.
+Telea's method (J. Graphics Tools 9(1), 2004) as OpenCV 5 does it: a front marches into the region,
+one pixel after another from a queue, and each pixel that it reaches becomes a weighted sum of the
+known pixels around it. When the front comes does not depend on grey levels, so the march is done
+first and leaves the order in which the pixels are filled. The order must be OpenCV's: each filled
+pixel goes into those after it, and steps of one grey level along the gradient grow on the way.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,35 +17,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cmunet_jax.interop.export_resample import indices
+from cmunet_jax.interop.export_resample import Weights, indices
 
 Array = jax.Array
 
 RADIUS = 3  # pixels
-STEP = 0.5  # pixels of the front's way that are taken at once
-_AT_ONCE = 256  # pixels computed together
+_BORDER = RADIUS + 1  # pixels around everything, which are read but never entered
 _FAR = 1e6  # the front's time where it never comes
-_DISC = tuple(
-    (i, j)
-    for i in range(-RADIUS, RADIUS + 1)
-    for j in range(-RADIUS, RADIUS + 1)
-    if 0 < i * i + j * j <= RADIUS * RADIUS
-)
-_NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))
+_LATER = np.int32(2**31 - 1)  # the turn of pixels that the front has not reached
+_NEIGHBOURS = ((-1, 0), (0, -1), (1, 0), (0, 1))  # in OpenCV's order
+_DOWN, _RIGHT = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1].astype(np.float32)
+_AWAY = _DOWN**2 + _RIGHT**2
+_DISC = (_AWAY > 0) & (_AWAY <= RADIUS**2)
+_CENTRE = np.pad([[True]], 2)  # of the 5 × 5 pixels that a step of the march looks at
+_PLACES = tuple(np.roll(_CENTRE, step, (0, 1)) for step in _NEIGHBOURS)
 
 
-class _Front(NamedTuple):
-    """Everything has a border of one pixel, as in OpenCV: [N + 2, N + 2]."""
+class _Queue(NamedTuple):
+    """The front on its way; P = N + 2 * _BORDER."""
 
-    image: Array  # float32, whole numbers
-    unknown: Array  # bool
-    band: Array  # bool: where the front is
-    passed: Array  # bool: the front was there
-    time: Array  # float32: when the front arrives; negative outside of the region
+    time: Array  # float32: when the front arrives
+    turn: Array  # int32: the how-manieth; -1 where it never goes, _LATER where it was not yet
+    waiting: Array  # float32: `time` of the pixels in the queue, infinite elsewhere
+    first: Array  # float32 [P]: least `waiting` of each row
+    first_turn: Array  # int32 [P]: the earliest turn with that
+    turns: Array  # int32 scalar: how many so far
 
 
 def inpaint(image: Array, region: Array, side: Array) -> Array:
-    """Fills a region from its surround.
+    """Fills a region from its surround; not to be batched, which would copy all for each pixel.
 
     Args:
       image: float32 [N, N], whole numbers in 0..255.
@@ -55,22 +55,32 @@ def inpaint(image: Array, region: Array, side: Array) -> Array:
     Returns:
       float32 [N, N], whole numbers in 0..255.
     """
-    unknown, image = jnp.pad(region, 1), jnp.pad(image, 1)
-    at = indices(unknown.shape[0])
-    within = (at >= 1) & (at <= side)
+    return lax.cond(region.any(), _inpaint, lambda image, *_: image, image, region, side)
+
+
+def _inpaint(image: Array, region: Array, side: Array) -> Array:
+    unknown, image = jnp.pad(region, _BORDER), jnp.pad(image, _BORDER)
+    at = indices(unknown.shape[0]) - _BORDER
+    within = (at >= 0) & (at < side)
     within = within[:, None] & within[None]
     band = _beside(unknown) & ~unknown & within
-    nowhere, time = jnp.zeros_like(unknown), _times_outside(unknown, band, within)
-    front = _Front(image, unknown, band, nowhere, time)
+    still = jnp.where(band, jnp.float32(0), _FAR)
+    outside = _march(still, band, _near(unknown) & ~unknown & ~band & within).time
+    outside = jnp.where(outside < _FAR, -outside, outside)
+    marched = _march(outside, band, unknown)
+    places = jnp.zeros(image.size, jnp.int32)
+    turns = jnp.where(unknown, marched.turn, _LATER).reshape(-1)
+    places = places.at[turns].set(indices(image.size), mode="drop")
+    begin = band.sum(dtype=jnp.int32)
 
-    def march(front: _Front) -> _Front:
-        candidates = _reached(front)
-        return lax.cond(candidates.any(), _fill, _advance, front, candidates, side)
+    def fill(turn: Array, image: Array) -> Array:
+        place = places[turn]
+        row, column = place // len(image), place % len(image)
+        value = _telea(image, marched, row, column, side + _BORDER - 1)
+        return lax.dynamic_update_slice(image, value[None, None], (row, column))
 
-    def going(front: _Front) -> Array:
-        return (front.band.any() | _reached(front).any()) & region.any()
-
-    return lax.while_loop(going, march, front).image[1:-1, 1:-1]
+    image = lax.fori_loop(begin, marched.turns, fill, image)
+    return image[_BORDER:-_BORDER, _BORDER:-_BORDER]
 
 
 def _beside(where: Array) -> Array:
@@ -80,34 +90,100 @@ def _beside(where: Array) -> Array:
     return moved[0] | moved[1] | moved[2] | moved[3]
 
 
-def _reached(front: _Front) -> Array:
-    """Unknown pixels that the front has come to."""
-    return _beside(front.passed) & front.unknown
-
-
-def _advance(front: _Front, candidates: Array, side: Array) -> _Front:
-    """Passes the pixels of the band at which the front arrives next."""
-    del candidates, side
-    first = jnp.where(front.band, front.time, _FAR).min()
-    group = front.band & (front.time <= first + STEP)
-    return front._replace(band=front.band & ~group, passed=front.passed | group)
-
-
-def _times_outside(unknown: Array, band: Array, within: Array) -> Array:
-    """Negative distances from the region as far as the weights look."""
-    near = unknown
+def _near(where: Array) -> Array:
+    """Whether a pixel of the square around it is True, as far as the weights look."""
     for axis in (0, 1):
         window, padding = [1, 1], [(0, 0), (0, 0)]
         window[axis], padding[axis] = 2 * RADIUS + 1, (RADIUS, RADIUS)
-        near = lax.reduce_window(near, np.array(False), lax.bitwise_or, window, (1, 1), padding)
-    near &= ~unknown & within
-    time = jnp.where(band, 0.0, _FAR)
-    for _ in range(2 * RADIUS + 1):
-        padded, size = jnp.pad(time, 1, constant_values=_FAR), time.shape[0]
-        beside = [padded[1 + i : 1 + i + size, 1 + j : 1 + j + size] for i, j in _NEIGHBOURS]
-        up, left, down, right = ((x, x < _FAR) for x in beside)
-        time = jnp.where(near & ~band, jnp.minimum(time, _arrival(up, left, down, right)), time)
-    return jnp.where(band, 0.0, jnp.where(near & (time < _FAR), -time, _FAR))
+        where = lax.reduce_window(where, np.array(False), lax.bitwise_or, window, (1, 1), padding)
+    return where
+
+
+def _march(time: Array, band: Array, region: Array) -> _Queue:
+    """Lets the front go from the band through a region, one pixel after another.
+
+    Args:
+      time: float32 [P, P], that of the known pixels.
+      band: bool [P, P], where the front starts, in the order of reading.
+      region: bool [P, P], where it goes; nothing within `_BORDER` of the edge.
+    """
+    start = jnp.cumsum(band.reshape(-1), dtype=jnp.int32).reshape(band.shape) - 1
+    turn = jnp.where(band, start, jnp.where(region, _LATER, -1))
+    waiting = jnp.where(band, jnp.float32(0), jnp.inf)
+    count = band.sum(dtype=jnp.int32)
+    time = jnp.where(region, _FAR, time)
+    queue = _Queue(time, turn, waiting, *_firsts(waiting, turn), count)
+    going = lambda queue: queue.first.min() < jnp.inf  # noqa: E731
+    return lax.while_loop(going, _pass_one, queue)
+
+
+def _firsts(waiting: Array, turn: Array) -> tuple[Array, Array]:
+    """The least time of each row, and the earliest turn that has it."""
+    first = waiting.min(1)
+    return first, jnp.where(waiting == first[:, None], turn, _LATER).min(1)
+
+
+def _pass_one(queue: _Queue) -> _Queue:
+    """Takes the first pixel from the queue; its unknown neighbours get their times and join."""
+    size = len(queue.time)
+    turn = jnp.where(queue.first == queue.first.min(), queue.first_turn, _LATER).min()
+    row = jnp.where(queue.first_turn == turn, indices(size), size).min()
+    column = jnp.where(queue.turn[row] == turn, indices(size), size).min()
+    corner = row - 2, column - 2
+    cut = [lax.dynamic_slice(array, corner, (5, 5)) for array in queue[:3]]
+    # Behind a branch nothing is read any more, so that the arrays are changed where they lie;
+    # XLA would copy them for each pixel otherwise.
+    reached = jnp.stack([cut[1][2 + i, 2 + j] == _LATER for i, j in _NEIGHBOURS])
+    around, count, corner = lax.cond(
+        reached.any(), _reach, _leave, cut, reached, queue.turns, corner
+    )
+    arrays = [
+        lax.dynamic_update_slice(array, new, corner)
+        for array, new in zip(queue[:3], around, strict=True)
+    ]
+    rows = [lax.dynamic_slice(array, (corner[0] + 1, 0), (3, size)) for array in arrays[:0:-1]]
+    first, first_turn = _firsts(*rows)
+    time, turns, waiting = arrays
+    return _Queue(
+        time=time,
+        turn=turns,
+        waiting=waiting,
+        first=lax.dynamic_update_slice(queue.first, first, (corner[0] + 1,)),
+        first_turn=lax.dynamic_update_slice(queue.first_turn, first_turn, (corner[0] + 1,)),
+        turns=count,
+    )
+
+
+_Around = tuple[list[Array], Array, tuple[Array, Array]]
+
+
+def _leave(cut: list[Array], reached: Array, count: Array, corner: tuple[Array, Array]) -> _Around:
+    """What changes where a pixel without unknown neighbours leaves the queue."""
+    del reached
+    time, turn, waiting = cut
+    waiting = jnp.where(_CENTRE, jnp.inf, waiting)
+    return [time, turn, waiting], count, corner
+
+
+def _reach(cut: list[Array], reached: Array, count: Array, corner: tuple[Array, Array]) -> _Around:
+    """What changes around a pixel that leaves the queue; its neighbours join in order."""
+    time, turn, waiting = cut
+    waiting = jnp.where(_CENTRE, jnp.inf, waiting)
+    turns = count + jnp.cumsum(reached, dtype=jnp.int32) - reached
+    new = [time, turn, waiting]
+    for n, (i, j) in enumerate(_NEIGHBOURS):
+        beside = [
+            (time[2 + i + k, 2 + j + l], turn[2 + i + k, 2 + j + l] != _LATER)
+            for k, l in _NEIGHBOURS  # noqa: E741
+        ]
+        with jax.enable_x64(True):
+            arrival = _arrival(*beside)
+        here = reached[n] & _PLACES[n]
+        new = [
+            jnp.where(here, x, old)
+            for x, old in zip((arrival, turns[n], arrival), new, strict=True)
+        ]
+    return new, count + reached.sum(dtype=jnp.int32), corner
 
 
 def _arrival(*beside: tuple[Array, Array]) -> Array:
@@ -115,38 +191,16 @@ def _arrival(*beside: tuple[Array, Array]) -> Array:
 
     def solve(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
         (x, x_known), (y, y_known) = a, b
+        x, y = x.astype(jnp.float64), y.astype(jnp.float64)
         apart = x - y
         both = (x + y + jnp.sqrt(jnp.maximum(2 - apart * apart, 0))) * 0.5
         both = jnp.where(jnp.abs(apart) >= 1, 1 + jnp.minimum(x, y), both)
         one = 1 + jnp.where(x_known, x, jnp.where(y_known, y, jnp.minimum(x, y)))
-        return jnp.where(x_known & y_known, both, one)
+        return jnp.where(x_known & y_known, both, one).astype(jnp.float32)
 
     up, left, down, right = beside
     pairs = [solve(up, left), solve(down, left), solve(up, right), solve(down, right)]
     return jnp.minimum(jnp.minimum(pairs[0], pairs[1]), jnp.minimum(pairs[2], pairs[3]))
-
-
-def _fill(front: _Front, candidates: Array, side: Array) -> _Front:
-    """Computes up to `_AT_ONCE` of the candidates, which join the band."""
-    size = front.image.shape[0]
-    (flat,) = jnp.nonzero(candidates.reshape(-1), size=_AT_ONCE, fill_value=size * size)
-    row, column = flat // size, flat % size
-
-    def read(array: Array, i: int, j: int) -> Array:
-        return array.at[row + i, column + j].get(mode="clip")
-
-    beside = [(read(front.time, i, j), ~read(front.unknown, i, j)) for i, j in _NEIGHBOURS]
-    time = _arrival(*beside)
-    up, left, down, right = beside
-    slope = _one_sided(up, down, time), _one_sided(left, right, time)
-    value = _telea(front, row, column, time, slope, side)
-    put = lambda array, what: array.at[row, column].set(what, mode="drop")  # noqa: E731
-    return front._replace(
-        image=put(front.image, value),
-        unknown=put(front.unknown, False),
-        band=put(front.band, True),
-        time=put(front.time, time),
-    )
 
 
 def _one_sided(before: tuple[Array, Array], after: tuple[Array, Array], here: Array) -> Array:
@@ -159,37 +213,99 @@ def _one_sided(before: tuple[Array, Array], after: tuple[Array, Array], here: Ar
     )
 
 
-def _telea(front: _Front, row: Array, column: Array, time: Array, slope, side: Array) -> Array:
-    """Weighted means over the disc and steps along the weighted gradient, in 0..255."""
-    i, j = (np.array(axis, np.int32)[:, None] for axis in zip(*_DISC, strict=True))
-    k, l = row[None] + i, column[None] + j  # noqa: E741 (OpenCV's names of a neighbour)
-    read = lambda array, a, b: array.at[a, b].get(mode="clip")  # noqa: E731
-    known = lambda a, b: ~read(front.unknown, a, b)  # noqa: E731
-    inside = (k >= 1) & (l >= 1) & (k <= side) & (l <= side) & known(k, l)
-    # OpenCV (5.0) reads one pixel further in at the first column and at the last row and column.
-    km, lm = k, l + (l == 1)
-    kp, lp = k - (k == side), l - (l == side)
+def _telea(image: Array, marched: _Queue, row: Array, column: Array, last: Array) -> Array:
+    """Weighted mean over the disc and a step along the weighted gradient, in 0..255.
 
-    def gradient(before, here, after, ahead, is_before, is_after):
-        two_sided = jnp.where(is_before, (after - before) * 2, after - here)
-        return jnp.where(is_after, two_sided, jnp.where(is_before, ahead - before, 0.0))
+    Args:
+      image: float32 [P, P], filled up to the turn before.
+      marched: the march, which is over.
+      row: int32 scalar, the pixel's.
+      column: int32 scalar, the pixel's.
+      last: int32 scalar, of rows and of columns.
+    """
+    reach = RADIUS + 1  # gradients look one pixel further
+    values, time, turn = (
+        lax.dynamic_slice(array, (row - reach, column - reach), (2 * reach + 1,) * 2)
+        for array in (image, marched.time, marched.turn)
+    )
+    known, own = turn < turn[reach, reach], time[reach, reach]
+    beside = [(time[reach + i, reach + j], known[reach + i, reach + j]) for i, j in _NEIGHBOURS]
+    up, left, down, right = beside
+    slope = _one_sided(up, down, own), _one_sided(left, right, own)
+    at = [start + indices(2 * RADIUS + 1) - RADIUS for start in (row, column)]
+    inside = [(places >= _BORDER) & (places <= last) for places in at]
+    plain = lambda array, i, j: array[1 + i : i - 1 or None, 1 + j : j - 1 or None]  # noqa: E731
 
-    value = lambda a, b: read(front.image, a, b)  # noqa: E731
-    here = value(km, lm)
-    across = gradient(
-        value(km, lm - 1), here, value(km, lp + 1), value(km, lp), known(k, l - 1), known(k, l + 1)
+    def value(down: int, right: int, *, end: int = 2) -> Array:
+        """Grey levels [7, 7] that lie so many pixels from those of the disc.
+
+        OpenCV (5.0) reads one pixel further in: along the axis `end` at the last pixel, along the
+        others at the first.
+        """
+        read = values
+        for axis, step in enumerate((down, right)):
+            bent, away = (at[axis] == last, -1) if axis == end else (at[axis] == _BORDER, 1)
+            further, usual = (
+                lax.slice_in_dim(read, 1 + by, len(values) - 1 + by, axis=axis)
+                for by in (step + away, step)
+            )
+            read = jnp.where(jnp.expand_dims(bent, 1 - axis), further, usual)
+        return read
+
+    here = value(0, 0)
+    across = _gradient(
+        (value(0, -1), plain(known, 0, -1)),
+        here,
+        (value(0, 1, end=1), plain(known, 0, 1)),
+        value(0, 0, end=1),
     )
-    down = gradient(
-        value(km - 1, lm), here, value(kp + 1, lm), value(kp, lm), known(k - 1, l), known(k + 1, l)
+    downwards = _gradient(
+        (value(-1, 0), plain(known, -1, 0)),
+        here,
+        (value(1, 0, end=0), plain(known, 1, 0)),
+        value(0, 0, end=0),
     )
-    away = (i * i + j * j).astype(np.float32)
-    near = np.float32(1) / (away * np.sqrt(away))
-    level = 1 / (1 + jnp.abs(read(front.time, k, l) - time[None]))
-    towards = -i * slope[0][None] - j * slope[1][None]
-    weight = jnp.abs(near * level * jnp.where(jnp.abs(towards) <= 0.01, 1e-6, towards))
-    weight = jnp.where(inside, weight, 0)
-    total = weight.sum(0) + 1e-20
-    mean = (weight * here).sum(0) / total
-    step_x, step_y = (weight * across * j).sum(0), (weight * down * i).sum(0)
-    step = (step_x + step_y) / (jnp.sqrt(step_x * step_x + step_y * step_y) + 1e-20)
-    return jnp.clip(jnp.rint(mean + step + 0.5), 0, 255)
+    used = plain(known, 0, 0) & inside[0][:, None] & inside[1][None] & _DISC
+    near = np.float32(1 / np.maximum(_AWAY * np.sqrt(_AWAY, dtype=np.float64), 1))
+    with jax.enable_x64(True):
+        level = _rounded(1 / (1 + _exact(jnp.abs(plain(time, 0, 0) - own))))
+        towards = _product(-_RIGHT, slope[1]) + _product(-_DOWN, slope[0])
+        towards = jnp.where(jnp.abs(towards) <= 0.01, np.float32(1e-6), towards)
+        weight = jnp.where(used, jnp.abs(near * level * towards), 0)
+        total = _in_turn(weight) + np.float32(1e-20)
+        mean = _in_turn(_product(weight, plain(values, 0, 0))) / total
+        step_x = _in_turn(_product(weight, across * _RIGHT))
+        step_y = _in_turn(_product(weight, downwards * _DOWN))
+        length = _rounded(jnp.sqrt(_exact(_product(step_x, step_x) + _product(step_y, step_y))))
+        made = mean + (step_x + step_y) / (length + np.float32(1e-20))
+    # OpenCV adds 0.5 and rounds one half to the even number.
+    whole = made == jnp.floor(made)
+    return jnp.clip(jnp.where(whole, 2 * jnp.floor((made + 1) / 2), jnp.ceil(made)), 0, 255)
+
+
+def _gradient(
+    before: tuple[Array, Array], here: Array, after: tuple[Array, Array], ahead: Array
+) -> Array:
+    """Differences of grey levels, from (level, known) on both sides."""
+    (low, low_known), (high, high_known) = before, after
+    two_sided = jnp.where(low_known, (high - low) * 2, high - here)
+    return jnp.where(high_known, two_sided, jnp.where(low_known, ahead - low, 0.0))
+
+
+def _exact(x: Weights) -> Array:
+    return jnp.asarray(x, jnp.float64)
+
+
+def _rounded(x: Array) -> Array:
+    return x.astype(jnp.float32)
+
+
+def _product(a: Weights, b: Array) -> Array:
+    """float32 of float32, rounded before anything is added."""
+    return _rounded(_exact(a) * _exact(b))
+
+
+def _in_turn(terms: Array) -> Array:
+    """Sum of float32 [7, 7] over the disc, one after another as OpenCV adds them."""
+    first, *others = np.argwhere(_DISC)
+    return functools.reduce(lambda total, at: total + terms[*at], others, terms[*first])

@@ -54,13 +54,17 @@ def network_input(frames: Array, is_8bit: Array, options: Mapping[str, Any]) -> 
     kept = indices(reach) < side
     inside = kept[:, None] & kept[None]
 
-    def prepare(frame: Array) -> Array:
+    def crop(frame: Array) -> Array:
         levels = _to_8bit(frame, is_8bit)
-        crop = levels.at[cut[0][:, None], cut[1][None]].get(mode="clip") * inside
-        sharp = _standardise(_inpaint_corners(crop, inside, side), inside, blur)
+        return levels.at[cut[0][:, None], cut[1][None]].get(mode="clip") * inside
+
+    def prepare(filled: Array) -> Array:
+        sharp = _standardise(filled, inside, blur)
         return _coded(along_axes(shrink, sharp, shrink))
 
-    return jax.vmap(prepare)(frames)
+    # Pixel after pixel: frames next to each other would wait for the one with most to fill.
+    fill = lambda image: _inpaint_corners(image, inside, side)  # noqa: E731
+    return jax.vmap(prepare)(lax.map(fill, jax.vmap(crop)(frames)))
 
 
 def restore(margins: Array, frames: Array, options: Mapping[str, Any]) -> tuple[Array, Array]:
@@ -187,9 +191,12 @@ def _percentiles(values: Array, where: Array, percents: tuple[float, ...]) -> li
 
 def _to_8bit(frame: Array, is_8bit: Array) -> Array:
     """Grey levels 0..255 as whole float32 numbers."""
-    low, high = frame.min(), frame.max()
-    span = high - low
-    mapped = jnp.rint((frame - low) * 255 / jnp.where(span > 0, span, 1))
+    # In float64 like the host: which way a level goes that lies half-way is a matter of rounding.
+    with jax.enable_x64(True):
+        values = frame.astype(jnp.float64)
+        low, high = values.min(), values.max()
+        scale = 255 / jnp.where(high > low, high - low, 1)
+        mapped = jnp.rint((values - low) * scale).astype(jnp.float32)
     return jnp.where(is_8bit, frame, mapped)
 
 

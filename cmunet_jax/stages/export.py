@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,7 +35,8 @@ FILES = {
 }
 """config.formats -> the files that it gives."""
 _NEEDED = {"onnx": ("torch", "onnx", "onnxscript", "onnxruntime")}
-_PROBES = ((2, 160, 224), (1, 300, 260))  # frames, rows, columns
+_PROBES = ((2, 160, 224, False), (1, 300, 260, False), (2, 300, 260, True))
+"""Frames, rows, columns, and whether a round shutter darkens the corners."""
 _TOLERANCE = 1e-4
 
 
@@ -178,11 +179,7 @@ def compare(
       UserError: if they disagree by more than the preprocessing's rounding can explain.
     """
     largest, means, dice = 0.0, [], []
-    rng = np.random.default_rng(0)
-    for count, height, width in _PROBES:
-        walk = rng.normal(size=(count, height, width)).cumsum(1).cumsum(2)
-        span = np.ptp(walk, axis=(1, 2), keepdims=True)
-        frames = (255 * (walk - walk.min((1, 2), keepdims=True)) / span).astype(np.uint8)
+    for frames in _probes():
         ours = probabilities(segmenter.forward, segmenter.weights, segmenter.preprocessing, frames)
         theirs = function(frames)
         largest = max(largest, float(np.abs(ours - theirs).max()))
@@ -196,6 +193,23 @@ def compare(
             "nothing was written. Please report it with the versions of jax and jaxlib."
         )
     return found | {"on": "synthetic frames", "device": jax.default_backend()}
+
+
+def _probes() -> Iterator[np.ndarray]:
+    """Made-up frames [B, H, W], uint8, and those with a shutter as uint16 too."""
+    rng = np.random.default_rng(0)
+    for count, height, width, shutter in _PROBES:
+        walk = rng.normal(size=(count, height, width)).cumsum(1).cumsum(2)
+        walk -= walk.min((1, 2), keepdims=True)
+        levels = walk / walk.max((1, 2), keepdims=True)
+        if not shutter:
+            yield (255 * levels).astype(np.uint8)
+            continue
+        rows, columns = np.ogrid[:height, :width]
+        away = np.hypot(rows - height / 2, columns - width / 2) / min(height, width)
+        levels = np.where(away < 0.55, 0.3 + 0.7 * levels, 0.03 * levels)
+        yield (255 * levels).astype(np.uint8)
+        yield (4095 * levels).astype(np.uint16)
 
 
 def probabilities(

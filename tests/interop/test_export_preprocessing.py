@@ -14,6 +14,8 @@ from cmunet_jax.interop import export_field, export_inpaint, export_preprocessin
 from tests.data.fakes import angiogram
 
 SIZE = 64
+# Version 4 fills the first row and column otherwise; the exported program follows version 5.
+opencv_5 = pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 is here")
 
 
 @functools.cache
@@ -77,6 +79,7 @@ def test_paper_equals_the_host_up_to_its_code(shape, crop):
 
 
 @pytest.mark.slow
+@opencv_5
 def test_real_angiograms(shared):
     folder = shared("data", "arcade", "syntax", "val", "images")
     frames = np.stack([cv2.imread(str(p), 0) for p in sorted(folder.glob("*.jpg"))[:24]])
@@ -84,9 +87,10 @@ def test_real_angiograms(shared):
     assert_one_level_apart(*both(chain, frames))
     paper = preprocessing.create({"name": "paper", "size": 128})
     ours, theirs = both(paper, frames[:12])
-    apart = np.abs(ours - theirs)
-    assert np.median(apart.max((1, 2))) < 1e-2  # most have no dark corners
-    assert apart.mean() < 1e-2 and apart.max() < 1
+    np.testing.assert_allclose(theirs, ours, atol=4e-4)
+    low_bits = np.random.default_rng(0).integers(0, 16, frames.shape).astype(np.uint16)
+    ours, theirs = both(paper, (frames.astype(np.uint16) * 16 + low_bits)[:12])
+    np.testing.assert_allclose(theirs, ours, atol=4e-4)
 
 
 def test_hulls_medians_and_connected_parts_are_those_of_opencv():
@@ -122,15 +126,64 @@ def test_the_way_back_is_the_hosts():
         np.testing.assert_allclose(native[0][seen], ours[seen], atol=1e-5)
 
 
-def test_dark_corners_are_filled_much_as_opencv_fills_them():
-    image = angiogram(100, 100).copy()
-    image[:18, :18] = image[-12:, -15:] = 10
-    region = cv2.dilate((image <= released.DARK).astype(np.uint8), np.ones((5, 5))) > 0
-    theirs = cv2.inpaint(image, region.astype(np.uint8), 3, cv2.INPAINT_TELEA)
-    filled = np.asarray(
-        jax.jit(export_inpaint.inpaint)(image.astype(np.float32), region, np.int32(100))
-    )
-    np.testing.assert_array_equal(filled[~region], image[~region])
-    apart = np.abs(filled - theirs)[region]
-    assert apart.mean() < 4 and apart.max() < 60
-    assert filled[region].min() > 60  # nothing of the dark is left
+def corners(image, *, level=8):
+    """The image [N, N] behind a round shutter, whose edge is ragged."""
+    away = np.hypot(*(np.mgrid[: len(image), : len(image)] - len(image) / 2 + 0.5)) / len(image)
+    ragged = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=image.shape), 2)
+    return np.where(away + 0.2 * ragged < 0.55, image, level).astype(image.dtype)
+
+
+def dark_corners():
+    image = angiogram(100, 100)
+    inner = image.copy()
+    inner[2:20, 3:25] = inner[80:96, 70:97] = 10
+    yield corners(image)
+    yield corners(np.full_like(image, 91))  # rounding alone decides between two levels
+    yield corners(image, level=30)[::-1, ::-1].copy()
+    yield inner
+    yield (corners(image) // 16).astype(np.uint8)  # whole corners are dark
+
+
+@opencv_5
+def test_dark_corners_are_filled_as_opencv_fills_them():
+    fill = jax.jit(export_preprocessing._inpaint_corners)
+    for image in dark_corners():
+        ours = released.inpaint_corners(image)
+        assert (ours != image).any()
+        inside = np.ones(image.shape, bool)
+        theirs = fill(image.astype(np.float32), inside, np.int32(len(image)))
+        np.testing.assert_array_equal(theirs, ours)
+
+
+@opencv_5
+def test_a_region_of_any_form_is_filled_as_opencv_fills_it():
+    image, side = angiogram(40, 40), 33
+    fill = jax.jit(export_inpaint.inpaint)
+    rng = np.random.default_rng(1)
+    for limit in (0.9, 0.6, 0.3, 0):  # the last: nothing is known
+        region = np.zeros(image.shape, bool)
+        noise = ndimage.gaussian_filter(rng.normal(size=(side, side)), 1.5)
+        region[:side, :side] = noise >= np.quantile(noise, limit)
+        crop, mask = image[:side, :side].copy(), region[:side, :side].astype(np.uint8)
+        ours = cv2.inpaint(crop, mask, export_inpaint.RADIUS, cv2.INPAINT_TELEA)
+        padded = np.pad(crop, (0, len(image) - side)).astype(np.float32)
+        theirs = fill(padded, region, np.int32(side))
+        np.testing.assert_array_equal(np.asarray(theirs)[:side, :side], ours)
+
+
+@opencv_5
+def test_paper_equals_the_host_with_dark_corners():
+    chain = preprocessing.create({"name": "paper", "size": SIZE, "centre_crop": 96})
+    low_bits = np.random.default_rng(0).integers(0, 16, (100, 100))
+    frames = np.stack([corners(angiogram(100, 100)), angiogram(100, 100, seed=1)])
+    for some in (frames, frames.astype(np.uint16) * 16 + low_bits.astype(np.uint16)):
+        assert released.to_uint8(some[0])[2:4, 2:4].max() <= released.DARK
+        ours, theirs = both(chain, some)
+        np.testing.assert_allclose(theirs, ours, atol=4e-4)
+
+
+@pytest.mark.parametrize("span", [510, 2550, 1190, 65025])
+def test_levels_half_way_between_two_are_rounded_as_on_the_host(span):
+    frame = np.arange(span + 1, dtype=np.uint16)[None] + 300
+    theirs = jax.jit(export_preprocessing._to_8bit)(frame.astype(np.float32), np.bool_(False))
+    np.testing.assert_array_equal(theirs, released.to_uint8(frame))
