@@ -24,7 +24,9 @@ def main():
     """Prints counts and predictions, one block a step and layout."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark.communication")
     parser.add_argument("--size", choices=("paper", "tiny"), default="paper")
-    size = parser.parse_args().size
+    parser.add_argument("--accumulation", type=int, default=1, help="passes a step")
+    options = parser.parse_args()
+    size = options.size
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
@@ -40,7 +42,8 @@ def main():
             config = importlib.import_module(f"configs.{stage}").get_config(
                 f"size={size},{argument}"
             )
-            config.batch_size, config.accumulation, config.sharding = batch, 1, layout
+            config.batch_size, config.sharding = batch, layout
+            config.accumulation = options.accumulation
             state, compiled = compiled_step(config)
             found = communication.of_step(compiled, devices=DEVICES)
             held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

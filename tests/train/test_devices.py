@@ -1,5 +1,6 @@
 """The number of devices and processes, and how the state is spread, change no loss."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,13 +14,13 @@ from tests.objectives import tiny
 from tests.train.test_step import ADAM, BATCH, arrays, run, spec, start
 from tfds_angio.errors import UserError
 
-# Objective, layout, accumulation: one without keys, one with.
+# Objective, layout, accumulation, rematerialisation on several devices: one without keys, one with.
 CASES = [
     ("scratch-fixed", "data", 1),
     ("cmunet-paper", "data", 1),
     ("scratch-fixed", "fsdp", 1),
 ]
-SLOW_CASES = [*CASES, ("cmunet-fixed", "fsdp", 2)]
+SLOW_CASES = [*CASES, ("cmunet-fixed", "fsdp", 2), ("scratch-fixed", "fsdp", 1, "blocks")]
 PROGRAM = """
 import json, sys
 import jax
@@ -38,9 +39,10 @@ def made(cases):
     return [describe(*case) for case in cases]
 
 
-def describe(name, layout, accumulation):
+def describe(name, layout, accumulation, remat="none"):
     """One case, on the devices of this process or of all."""
-    objective, mesh = tiny.OBJECTIVES[name], sharding.create_mesh()
+    objective = dataclasses.replace(tiny.OBJECTIVES[name], remat=remat)
+    mesh = sharding.create_mesh()
     data = sharding.place(arrays(name.startswith("scratch")), sharding.replicated(mesh))
     step = TrainStep(
         objective, ADAM, spec(objective, layout=layout, accumulation=accumulation), mesh
@@ -75,7 +77,7 @@ def alone():
     """The losses on one device, each case once."""
     known = {}
 
-    def losses(name, layout, accumulation):
+    def losses(name, layout, accumulation, remat="none"):
         key = (name, accumulation)
         if key not in known:
             known[key] = run(tiny.OBJECTIVES[name], 2, accumulation=accumulation)[0]
