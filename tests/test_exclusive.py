@@ -55,6 +55,37 @@ def test_only_empty_folders_that_were_made_for_it_go_again(tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == [LOCK]
 
 
+def test_who_gave_up_leaves_the_folder_to_who_has_it(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with exclusive(folder):
+        # As if both had begun when there was no folder.
+        with monkeypatch.context() as patched:
+            patched.setattr(exclusive_lib.Path, "exists", lambda path: path != folder)
+            with pytest.raises(UserError, match="in use"), exclusive(folder, seconds=0):
+                pytest.fail("two at once")
+        assert (folder / LOCK).exists()
+
+
+def test_a_folder_that_becomes_a_file_is_named(tmp_path):
+    folder, ended = tmp_path / "run", threading.Event()
+
+    def first():
+        with exclusive(folder):
+            ended.wait(20)
+            (folder / LOCK).unlink()
+            folder.rmdir()
+            folder.write_text("")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    while not (folder / LOCK).exists():
+        pass
+    threading.Timer(0.5, ended.set).start()
+    with pytest.raises(UserError, match="run cannot be written"), exclusive(folder, seconds=20):
+        pytest.fail("in a file")
+    thread.join()
+
+
 def test_a_killed_process_holds_nothing(tmp_path):
     code = (
         "import os, pathlib, signal, sys; from tfds_angio.exclusive import exclusive\n"

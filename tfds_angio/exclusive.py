@@ -38,8 +38,9 @@ def exclusive(folder: Path, *, seconds: float = WAIT_SECONDS) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     deadline, told = time.monotonic() + seconds, False
     handle = _open(folder)
+    held: bool | None = False
     try:
-        while not _take(handle):
+        while (held := _take(handle)) is False:
             holder = os.pread(handle, _TOLD, 0).decode(errors="replace") or "another process"
             if time.monotonic() > deadline:
                 raise UserError(
@@ -50,11 +51,11 @@ def exclusive(folder: Path, *, seconds: float = WAIT_SECONDS) -> Iterator[None]:
             told = True
             time.sleep(0.2)
             if os.fstat(handle).st_nlink == 0:  # Who held it has removed the empty folder.
-                os.close(handle)
-                handle = _open(folder)
+                stale, handle = handle, _open(folder)
+                os.close(stale)
         yield
     finally:
-        if made:
+        if held and made:
             _remove(folder, made)
         os.close(handle)
 
@@ -67,8 +68,9 @@ def _open(folder: Path) -> int:
         raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
 
 
-def _take(handle: int) -> bool:
-    """Whether the lock is ours now; then it says whose it is."""
+def _take(handle: int) -> bool | None:
+    """Whether the lock is ours now; then it says whose it is. None: there are no locks here."""
+    taken: bool | None = True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -76,13 +78,14 @@ def _take(handle: int) -> bool:
     except OSError as error:
         if error.errno not in _UNKNOWN:
             raise
+        taken = None
     if os.fstat(handle).st_nlink == 0:
         return False
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with contextlib.suppress(OSError):  # The disk may be full: it is for people only.
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {platform.node()} (since {began})".encode(), 0)
-    return True
+    return taken
 
 
 def _remove(folder: Path, made: list[Path]) -> None:

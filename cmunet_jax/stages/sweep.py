@@ -1,5 +1,6 @@
 """The sweep stage: plans a study as trials and hands them to a runner."""
 
+import copy
 import pathlib
 import shlex
 import sys
@@ -34,7 +35,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | str | None) -
       UserError: on anything the user can mend, before a trial starts.
     """
     workdir = workdir or record.default_workdir(config)
-    config = config.copy_and_resolve_references()
+    config = copy.deepcopy(config)  # With its references, which a variant's changes follow.
     config_lib.choose("config.runner", config.runner, tuple(runners.RUNNERS))
     plan.check(config)
     dataset = datasets.open_or_build(config.data)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cmunet_jax import config as config_lib
+from cmunet_jax.stages import sweep as sweep_stage
 from cmunet_jax.sweep import plan as plan_lib
 from tests.conftest import ROOT
 from tfds_angio.errors import UserError
@@ -269,14 +270,18 @@ def test_a_variant_can_be_spelled_out():
     assert pre.config["optim"]["b2"] == 0.9
 
 
-def test_what_follows_a_key_follows_that_of_a_variant():
+def test_what_follows_a_key_follows_that_of_a_variant(tiny_dataset, tmp_path, monkeypatch):
+    config, trials = GET_CONFIG("size=tiny"), []
+    config.data.dir, config.data.name = str(tiny_dataset.directory.parents[2]), tiny_dataset.name
+    config.methods, config.labels, config.draws = ("scratch", "cmunet"), (8,), (0,)
     changes = ("finetune.preprocessing.size=96", "pretrain.cmunet.preprocessing.size=128")
-    trials = study(variants=(f"big: {' '.join(changes)}",), variant_labels=(18,))
+    config.variants, config.search.variants = (f"big: {' '.join(changes)}",), False
+    given = lambda plan, config, workdir: trials.extend(plan) or 0  # noqa: E731
+    monkeypatch.setattr(sweep_stage.runners, "RUNNERS", {config.runner: given})
+    assert sweep_stage.run(config, tmp_path) == 0
     views = {t.kind: t.config["views"] for t in trials if t.variant == "big"}
     assert views["finetune"]["size"] == 96
     assert (views["pretrain"]["base_size"], views["pretrain"]["crop"]) == (128, 112)
     assert {
         t.config["views"]["size"] for t in trials if t.kind == "finetune" and not t.variant
-    } == {
-        t.config["preprocessing"]["size"] for t in trials if t.kind == "finetune" and not t.variant
-    }
+    } == {config.finetune.preprocessing.size}
