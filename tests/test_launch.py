@@ -117,6 +117,10 @@ def test_script_passes_shellcheck(path):
     assert done.returncode == 0, done.stdout
 
 
+# srun without its own options runs what follows them.
+STEP = 'while [[ $1 == -* ]]; do shift; done; exec "$@"'
+
+
 def _fake(folder: pathlib.Path, name: str, body: str) -> None:
     folder.mkdir(exist_ok=True)
     path = folder / name
@@ -137,7 +141,7 @@ def checkout(tmp_path) -> pathlib.Path:
     (tmp_path / "cmunet_jax").mkdir()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     _fake(tmp_path / "bin", "scontrol", "")
-    _fake(tmp_path / "bin", "srun", 'shift; exec "$@"')
+    _fake(tmp_path / "bin", "srun", STEP)
     _fake(tmp_path / ".venv" / "bin", "python", 'exit "${STATUS}"')
     return tmp_path
 
@@ -155,7 +159,7 @@ def test_batch_script_requeues_only_what_was_preempted(checkout, status, requeue
 
 def test_batch_script_leaves_a_cancelled_job_alone(checkout):
     # scancel signals the batch shell as well as the step.
-    _fake(checkout / "bin", "srun", 'kill -TERM "${PPID}"; shift; exec "$@"')
+    _fake(checkout / "bin", "srun", 'kill -TERM "${PPID}"; ' + STEP)
     job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_ID": "7", "STATUS": "75"}
     assert _run(checkout / "bin", SBATCH, **job).returncode == 75
     assert "requeue" not in (checkout / "bin" / "calls").read_text()
