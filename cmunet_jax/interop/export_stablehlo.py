@@ -12,9 +12,12 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
-from cmunet_jax.interop import export_loader, export_preprocessing
+from cmunet_jax.interop import export_preprocessing
 from cmunet_jax.models.unet import UNet
 from tfds_angio.errors import UserError
+
+# Of the file; export_loader.py, which travels alone, has both once more.
+PLATFORMS, CALLING_CONVENTION = ("cpu", "cuda", "tpu"), 10
 
 
 def export(
@@ -54,9 +57,9 @@ def export(
     with _options(
         # The file travels: where the source lay when it was made, a home perhaps, stays here.
         jax_traceback_in_locations_limit=0,
-        jax_export_calling_convention_version=export_loader.CALLING_CONVENTION,
+        jax_export_calling_convention_version=CALLING_CONVENTION,
     ):
-        return jax.export.export(jax.jit(segment), platforms=export_loader.PLATFORMS)(*arguments)
+        return jax.export.export(jax.jit(segment), platforms=PLATFORMS)(*arguments)
 
 
 def write(exported: jax.export.Exported, path: pathlib.Path) -> None:
