@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cmunet_jax.models.layers import BatchNorm
+from cmunet_jax.models.batch_norm import BatchNorm
 
 Array = jax.Array
 Dtype = Any

@@ -20,8 +20,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cmunet_jax.models.batch_norm import BatchNorm
 from cmunet_jax.models.initialise import token_normal
-from cmunet_jax.models.layers import BatchNorm, sites_of
+from cmunet_jax.models.layers import sites_of
 from cmunet_jax.models.unet import Decoder, Encoder
 
 Array = jax.Array

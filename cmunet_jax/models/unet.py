@@ -15,14 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from cmunet_jax.models.layers import (
-    BatchNorm,
-    Conv,
-    UpConv,
-    max_pool,
-    sites_of,
-    upsample_bilinear,
-)
+from cmunet_jax.models.batch_norm import BatchNorm
+from cmunet_jax.models.layers import Conv, UpConv, max_pool, sites_of, upsample_bilinear
 from tfds_angio.errors import UserError
 
 Array = jax.Array

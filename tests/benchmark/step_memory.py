@@ -40,7 +40,9 @@ def compiled_step(config):
     if config.stage == "finetune":
         images["mask"] = pixels
     step = step_lib.TrainStep(objective, tx, step_lib.spec_of(config, size=batch), mesh)
-    return state, step.jitted.lower(state, jax.eval_shape(step.zero_metrics, state, images), images).compile()
+    return state, step.jitted.lower(
+        state, jax.eval_shape(step.zero_metrics, state, images), images
+    ).compile()
 
 
 def measure(batch, side, dtype, remat, *, size="paper", accumulation=1):

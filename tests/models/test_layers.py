@@ -8,6 +8,7 @@ import pytest
 import scipy.ndimage
 
 from cmunet_jax.models import layers
+from cmunet_jax.models.batch_norm import BatchNorm
 from cmunet_jax.models.unet import UNet
 from tests.models.random_weights import random_weights
 
@@ -101,13 +102,27 @@ def test_max_pool_is_flax_max_pool():
         _value_and_gradients(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x),
     )
     _assert_same(layers.max_pool(x), layers.max_pool(x, fast=False))
+    for pixel in np.ndindex(2, 2):
+        pooled = layers.max_pool(x.at[1, 2 + pixel[0], 4 + pixel[1], 0].set(jnp.nan))
+        assert np.argwhere(np.isnan(pooled)).tolist() == [[1, 1, 2, 0]]
+
+
+def test_the_transposed_convolution_is_the_stock_one_on_a_tpu_alone():
+    layer, x = layers.UpConv(4), jnp.ones((1, 2, 3, 5))
+    weights = {"params": {"kernel": jnp.ones((2, 2, 5, 4)), "bias": jnp.ones(4)}}
+    traced = jax.jit(jax.grad(lambda v: layer.apply(v, x).sum())).trace(weights)
+    texts = [
+        traced.lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    ]
+    assert ["convolution" in text for text in texts] == [False, False, True]
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("shape", [(3, 4, 6, 5), (7, 5)])
 def test_batch_norm_normalises_as_flax_does(shape):
     x = jnp.asarray(3 + np.random.default_rng(0).standard_normal(shape))
-    ours = layers.BatchNorm(dtype=jnp.float64)
+    ours = BatchNorm(dtype=jnp.float64)
     oracle = nn.BatchNorm(False, epsilon=1e-5, dtype=jnp.float64, use_fast_variance=False)
     variables = random_weights(ours, x, dtype=np.float64, train=True)
     stats, params = variables["batch_stats"], variables["params"]
@@ -123,9 +138,33 @@ def test_batch_norm_normalises_as_flax_does(shape):
     )
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_gradient_of_batch_norm_has_the_types_of_its_arguments(dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 6, 8, 3)), dtype)
+    norm = BatchNorm(dtype=dtype)
+    variables = random_weights(norm, x, train=True)
+    weights = np.random.default_rng(1).standard_normal(x.shape)
+
+    def loss(params, x):
+        given = {**variables, "params": params}
+        y = norm.apply(given, x, train=True, mutable=["batch_stats"])[0]
+        return (jnp.sin(y.astype(jnp.float32)) * weights).sum()
+
+    of_params, of_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables["params"], x)
+    assert of_x.dtype == dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves(of_params)} == {jnp.dtype("float32")}
+    # Nothing changes the loss that normalisation takes out again: a shift, and the scale of x.
+    wide = np.asarray(of_x, np.float64)
+    assert np.abs(wide.sum((0, 1, 2))).max() < 0.01 * np.abs(wide).sum((0, 1, 2)).min()
+    along = (wide * np.asarray(x, np.float64)).sum((0, 1, 2))
+    assert (
+        np.abs(along).max() < 0.01 * np.abs(wide * np.asarray(x, np.float64)).sum((0, 1, 2)).min()
+    )
+
+
 def test_running_statistics_are_those_of_pytorch():
     x = np.random.default_rng(0).normal(5, 2, (2, 3, 4, 6)).astype(np.float32)
-    norm = layers.BatchNorm()
+    norm = BatchNorm()
     variables = norm.init(jax.random.key(0), x, train=True)
     assert (variables["batch_stats"]["var"] == 1).all()  # initialising records nothing
     _, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -137,7 +176,7 @@ def test_running_statistics_are_those_of_pytorch():
 
 def test_variance_survives_a_large_mean():
     x = np.random.default_rng(0).normal(3000, 1, (4, 16, 16, 2)).astype(np.float32)
-    norm = layers.BatchNorm()
+    norm = BatchNorm()
     variables = norm.init(jax.random.key(0), x, train=True)
     y, _ = norm.apply(variables, x, train=True, mutable=["batch_stats"])
     np.testing.assert_allclose(np.asarray(y).std((0, 1, 2)), 1, atol=1e-2)
@@ -145,7 +184,7 @@ def test_variance_survives_a_large_mean():
 
 def test_statistics_are_float32_under_bfloat16():
     x = jnp.asarray(np.random.default_rng(0).normal(0, 1, (4, 32, 32, 2)), jnp.bfloat16)
-    norm = layers.BatchNorm(dtype=jnp.bfloat16)
+    norm = BatchNorm(dtype=jnp.bfloat16)
     variables = norm.init(jax.random.key(0), x, train=True)
     y, updated = norm.apply(variables, x, train=True, mutable=["batch_stats"])
     assert y.dtype == jnp.bfloat16

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cmunet_jax.models.batch_norm import BatchNorm
 from cmunet_jax.models.initialise import draw, shapes_of
-from cmunet_jax.models.layers import BatchNorm, sites_of
+from cmunet_jax.models.layers import sites_of
 from cmunet_jax.models.sparse import Densify, SparseUNet
 from cmunet_jax.models.unet import LEVELS, Encoder, UNet
 from tests.models.random_weights import random_weights

@@ -76,8 +76,8 @@ def _stored(remat: str) -> int:
 
 def test_rematerialisation_halves_what_is_stored():
     none, norms, blocks = (_stored(remat) for remat in ("none", "norms", "blocks"))
-    assert norms < 0.5 * none
-    assert blocks < 0.75 * norms
+    assert norms < 0.6 * none
+    assert blocks < 0.45 * none
 
 
 @pytest.mark.parametrize("remat", ["norms", "blocks"])
