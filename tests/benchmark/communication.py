@@ -1,15 +1,18 @@
 """What a training step sends between devices: the tables of docs/performance.md.
 
-    python -m tests.benchmark.communication
+    python -m tests.benchmark.communication [--topology v5e:2x4]
 
 Compiles the steps of fine-tuning and of CM-UNet pre-training at the paper's size, 16 images a
 device in pre-training and 2 in fine-tuning, for eight devices that are made of the CPU, in both
-layouts; nothing is run. Some ten minutes on two cores. `--size tiny` is over in one.
+layouts, or for eight of a kind that is not there (`tests.benchmark.ahead`); nothing is run. Some
+ten minutes on two cores. `--size tiny` is over in one.
 """
 
 import argparse
 import importlib
 import os
+
+from tests.benchmark import ahead
 
 DEVICES = 8
 LINKS = {  # bytes a second that one device sends, seconds a hop
@@ -25,10 +28,12 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark.communication")
     parser.add_argument("--size", choices=("paper", "tiny"), default="paper")
     parser.add_argument("--accumulation", type=int, default=1, help="passes a step")
+    ahead.add_arguments(parser)
     options = parser.parse_args()
     size = options.size
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
     os.environ["JAX_PLATFORMS"] = "cpu"
+    mesh = ahead.create_mesh(options.topology, options.target, DEVICES)
     import jax
 
     from cmunet_jax.train import communication
@@ -44,7 +49,7 @@ def main():
             )
             config.batch_size, config.sharding = batch, layout
             config.accumulation = options.accumulation
-            state, compiled = compiled_step(config)
+            state, compiled = compiled_step(config, mesh)
             found = communication.of_step(compiled, devices=DEVICES)
             held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
             part = sum(

@@ -1,10 +1,11 @@
 """The memory of a fine-tuning step, from the compiled program, which is not run.
 
-    python -m tests.benchmark.step_memory BATCH SIDE float32|bfloat16
+    python -m tests.benchmark.step_memory BATCH SIDE float32|bfloat16 [--topology v5e:2x2]
 
 Compiles the step of `configs/finetune.py` (augmentation, forward, backward, AdamW, averaged
 weights; one pass) on images that are in memory, once for each kind of rematerialisation, for the
-devices that are there. Half a minute each; no such images and no such memory are needed.
+devices that are there or for one of a kind that is not (`tests.benchmark.ahead`). Half a minute
+each, for a TPU two; no such images and no such memory are needed.
 """
 
 import argparse
@@ -18,12 +19,13 @@ from cmunet_jax.train import estimate, optim, sharding
 from cmunet_jax.train import state as state_lib
 from cmunet_jax.train import step as step_lib
 from configs.finetune import get_config
+from tests.benchmark import ahead
 
 
-def compiled_step(config):
+def compiled_step(config, mesh=None):
     """Compiles the step of a training config on a batch that is in memory; (state's shapes, it)."""
     batch, side = config.batch_size, config.preprocessing.size
-    objective, mesh = objectives.create(config), sharding.create_mesh()
+    objective, mesh = objectives.create(config), mesh or sharding.create_mesh()
     rate = optim.schedule(config.optim, batch_size=batch, total_steps=100, warmup_steps=1)
     tx = optim.create(config.optim, rate, total_steps=100)
 
@@ -45,12 +47,12 @@ def compiled_step(config):
     ).compile()
 
 
-def measure(batch, side, dtype, remat, *, size="paper", accumulation=1):
+def measure(batch, side, dtype, remat, *, size="paper", accumulation=1, mesh=None):
     """Returns bytes of (state, temporaries) of one step with `batch` images of `side`²."""
     config = get_config(f"init=scratch,size={size}")
     config.batch_size, config.preprocessing.size = batch, side
     config.model.dtype, config.model.remat, config.accumulation = dtype, remat, accumulation
-    state, compiled = compiled_step(config)
+    state, compiled = compiled_step(config, mesh)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return held, estimate.step_bytes(compiled)
 
@@ -70,9 +72,11 @@ def main():
     parser.add_argument("batch", type=int)
     parser.add_argument("side", type=_side)
     parser.add_argument("dtype", choices=objectives.DTYPES)
+    ahead.add_arguments(parser)
     options = parser.parse_args()
+    mesh = ahead.create_mesh(options.topology, options.target)
     for remat in REMAT:
-        held, temporary = measure(options.batch, options.side, options.dtype, remat)
+        held, temporary = measure(options.batch, options.side, options.dtype, remat, mesh=mesh)
         print(
             f"{remat}: state {held / 1e9:.2f} GB, temporary {temporary / 1e9:.2f} GB, "
             f"together {(held + temporary) / 1e9:.2f} GB",

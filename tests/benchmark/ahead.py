@@ -1,0 +1,47 @@
+"""Devices that are not there, to compile for: `jax.experimental.topologies`.
+
+Compilers need no device. For a TPU `pip install 'jax[tpu]'` brings its compiler, and a topology has
+a name ('v5e:2x2', 'v5p:2x2x1'). For a GPU `pip install 'jax[cuda]'` does; a topology is
+'cuda:N', N GPUs of one host, and a file describes the GPU: XLA has those of common ones in
+xla/backends/gpu/target_config/specs. Such a program can be read and not run.
+"""
+
+import argparse
+import os
+import pathlib
+
+import numpy as np
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --topology and --target."""
+    parser.add_argument("--topology", default="", help="'v5e:2x2' or 'cuda:1'; '': what is there")
+    parser.add_argument("--target", help="XLA's description of the GPU, a text file", default="")
+
+
+def create_mesh(topology: str, target: str, count: int = 1):
+    """A mesh of the first `count` devices of a topology; of all that are there for ''.
+
+    Call it before anything that starts JAX: the devices that are there are CPUs then.
+    """
+    # Else libtpu asks a metadata server of a cloud for what the topology says.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+    import jax
+    from jax.experimental import topologies
+
+    from cmunet_jax.train import sharding
+
+    if not topology:
+        return sharding.create_mesh()
+    jax.config.update("jax_platforms", "cpu")
+    kind, _, shape = topology.partition(":")
+    if kind == "cuda":
+        described = {"topology": f"1x1x{shape}", "target_config": pathlib.Path(target).read_text()}
+        devices = topologies.get_topology_desc("", "cuda", **described).devices
+    else:
+        devices = topologies.get_topology_desc(topology, "tpu").devices
+    axes = (jax.sharding.AxisType.Auto,)
+    return jax.sharding.Mesh(np.array(devices[:count]), (sharding.AXIS,), axis_types=axes)
