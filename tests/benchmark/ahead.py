@@ -7,8 +7,10 @@ xla/backends/gpu/target_config/specs. Such a program can be read and not run.
 """
 
 import argparse
+import math
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -45,3 +47,40 @@ def create_mesh(topology: str, target: str, count: int = 1):
         devices = topologies.get_topology_desc(topology, "tpu").devices
     axes = (jax.sharding.AxisType.Auto,)
     return jax.sharding.Mesh(np.array(devices[:count]), (sharding.AXIS,), axis_types=axes)
+
+
+def cost(text: str) -> str:
+    """What an optimised HLO module will cost, as far as its text tells; '' for a CPU's.
+
+    Of a TPU's the cycles that its compiler expects. Of a GPU's the operations of the entry, one
+    kernel or library call each, and the bytes of the arrays that they take and give; an operand
+    counts whole even where only a part of it is read.
+    """
+    if cycles := re.findall(r'"estimated_cycles":"(\d+)"', text):
+        return f"{sum(map(int, cycles)) / 1e6:.1f} M cycles"
+    if "__cudnn$" not in text:
+        return ""
+    types = {m[1]: m[2] for m in _INSTRUCTION.finditer(text)}
+    entry = text[text.index("\nENTRY ") :]
+    count = total = 0
+    for _, result, kind, operands in _INSTRUCTION.findall(entry):
+        if kind in _FREE:
+            continue
+        count += 1
+        taken = (types.get(name, "") for name in re.findall(r"%([\w.\-]+)", operands))
+        total += sum(map(_nbytes, (result, *taken)))
+    return f"{count} kernels take and give {total / 1e9:.1f} GB"
+
+
+_INSTRUCTION = re.compile(r"^ *(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)", re.M)
+_FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+
+
+def _nbytes(hlo_type: str) -> int:
+    """Of an array or a tuple of arrays."""
+    found = re.findall(r"\b(pred|bf16|[a-z]+(\d+)\w*)\[([\d,]*)\]", hlo_type)
+    bits = {"pred": 8, "bf16": 16}
+    return sum(
+        bits.get(kind, int(width or 0)) // 8 * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, width, shape in found
+    )

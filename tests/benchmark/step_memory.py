@@ -48,13 +48,13 @@ def compiled_step(config, mesh=None):
 
 
 def measure(batch, side, dtype, remat, *, size="paper", accumulation=1, mesh=None):
-    """Returns bytes of (state, temporaries) of one step with `batch` images of `side`²."""
+    """Returns (bytes of the state, the compiled step) for `batch` images of `side`²."""
     config = get_config(f"init=scratch,size={size}")
     config.batch_size, config.preprocessing.size = batch, side
     config.model.dtype, config.model.remat, config.accumulation = dtype, remat, accumulation
     state, compiled = compiled_step(config, mesh)
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return held, estimate.step_bytes(compiled)
+    return held, compiled
 
 
 def _side(text):
@@ -76,10 +76,11 @@ def main():
     options = parser.parse_args()
     mesh = ahead.create_mesh(options.topology, options.target)
     for remat in REMAT:
-        held, temporary = measure(options.batch, options.side, options.dtype, remat, mesh=mesh)
+        held, compiled = measure(options.batch, options.side, options.dtype, remat, mesh=mesh)
+        temporary, cost = estimate.step_bytes(compiled), ahead.cost(compiled.as_text())
         print(
             f"{remat}: state {held / 1e9:.2f} GB, temporary {temporary / 1e9:.2f} GB, "
-            f"together {(held + temporary) / 1e9:.2f} GB",
+            f"together {(held + temporary) / 1e9:.2f} GB{'; ' if cost else ''}{cost}",
             flush=True,
         )
 

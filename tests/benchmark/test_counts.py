@@ -12,7 +12,8 @@ from cmunet_jax.benchmark.rows import Row
 from cmunet_jax.benchmark.timing import Effort, Task
 from cmunet_jax.models.initialise import shapes_of
 from cmunet_jax.models.unet import UNet
-from tests.benchmark import step_memory
+from cmunet_jax.train import estimate
+from tests.benchmark import ahead, step_memory
 
 CEILINGS = Ceilings({"float32": 100.0}, 10.0)
 
@@ -196,7 +197,30 @@ def test_the_table_names_failures_and_notes(capsys):
 
 def test_rematerialisation_takes_less_memory_in_the_compiled_step():
     def measure(remat):
-        return step_memory.measure(16, 64, "float32", remat, size="tiny", accumulation=2)
+        held, compiled = step_memory.measure(16, 64, "float32", remat, size="tiny", accumulation=2)
+        assert ahead.cost(compiled.as_text()) == ""  # of a CPU it tells nothing
+        return held, estimate.step_bytes(compiled)
 
     (state, none), (same, blocks) = measure("none"), measure("blocks")
     assert blocks < 0.75 * none and state == same > 0
+
+
+def test_costs_are_read_from_the_programs_of_a_gpu_and_a_tpu():
+    gpu = """
+%inside (x: f32[4000000,2]) -> f32[4000000,2] {
+  %other = f32[4000000,2]{1,0} negate(%x)
+}
+
+ENTRY %main (a: bf16[4000000,8], b: f32[8,2000000]) -> pred[4000000,2] {
+  %a = bf16[4000000,8]{1,0} parameter(0)
+  %b = f32[8,2000000]{1,0} parameter(1)
+  %c = (f32[4000000,2]{1,0}, u8[5]{0}) custom-call(%a, %b), custom_call_target="__cudnn$conv"
+  %d = f32[4000000,2]{1,0} get-tuple-element(%c), index=0
+  ROOT %e = pred[4000000,2]{1,0} fusion(%d, %d), kind=kLoop, calls=%inside
+}
+"""
+    # (64 + 64 + 32 MB) of the convolution, (32 + 32 + 8 MB) of the fusion.
+    assert ahead.cost(gpu) == "2 kernels take and give 0.2 GB"
+    assert ahead.cost(gpu.replace("4000000", "40000000")) == "2 kernels take and give 1.7 GB"
+    tpu = '%a = f32[] add(%b, %c), backend_config={"estimated_cycles":"1500000"}\n'
+    assert ahead.cost(2 * tpu) == "3.0 M cycles"
