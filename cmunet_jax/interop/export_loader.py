@@ -17,7 +17,7 @@ def load(path):
     inputs = jax.export.symbolic_args_specs((np.float32([[[0]]]), np.bool_(0)), ("b, h, w", ""))
     # What jax keeps beside a program, taken from a function of the same signature.
     like = jax.export.export(jax.jit(jax.numpy.multiply), platforms=("cpu", "cuda", "tpu"))(*inputs)
-    changes = {"mlir_module_serialized": program, "calling_convention_version": 10}
+    changes: dict = {"mlir_module_serialized": program, "calling_convention_version": 10}
     call = jax.jit(dataclasses.replace(like, **changes).call)
 
     def segment(frames):
