@@ -14,7 +14,8 @@ def load(path):
         raise ValueError(f"{path} is damaged, or no exported network")
     start = file.index(b"ML\xefR")  # the program, MLIR bytecode; its length comes before it
     program = file[start : start + int.from_bytes(file[start - 4 : start], "little")]
-    inputs = jax.export.symbolic_args_specs((np.float32([[[0]]]), np.bool_(0)), ("b, h, w", ""))
+    given = np.zeros((1, 1, 1), np.float32), np.bool_(0)
+    inputs = jax.export.symbolic_args_specs(given, ("batch, height, width", ""))
     # What jax keeps beside a program, taken from a function of the same signature.
     like = jax.export.export(jax.jit(jax.numpy.multiply), platforms=("cpu", "cuda", "tpu"))(*inputs)
     changes: dict = {"mlir_module_serialized": program, "calling_convention_version": 10}
