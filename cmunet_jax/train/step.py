@@ -140,8 +140,8 @@ def compiler_options(objective: Objective, mesh: Mesh) -> dict[str, str]:
 
     A rematerialised network keeps its second computation apart from its first by optimisation
     barriers. XLA takes them away early on CPUs (pass `cse_barrier_expander`), finds both equal and
-    stores the first after all: without that pass U-Net-64 at 256², batch 2, takes 558 MiB of
-    temporary memory with `norms` and 415 MiB with `blocks`, and with it 1,335 MiB like `none`.
+    stores the first after all: without that pass U-Net-64 at 256², batch 2, takes 46 % of the
+    temporary memory with `norms` and 36 % with `blocks`; with it, as much as `none`.
     """
     if remat_of(objective) == "none" or mesh.devices.flat[0].platform != "cpu":
         return {}
