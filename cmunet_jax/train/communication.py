@@ -17,6 +17,7 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -73,12 +74,19 @@ def collectives(text: str, *, devices: int) -> list[Collective]:
         elif current:
             lines.setdefault(current, []).append(line)
     times = _times(lines, entry)
-    return [
-        _read(line, match, times[name], devices)
-        for name, body in lines.items()
-        for line in body
-        if times[name] and (match := _COLLECTIVE.search(line)) and " = " in line[: match.start()]
-    ]
+    found: dict[Any, Collective] = {}
+    for name, body in lines.items():
+        for line in body:
+            match = _COLLECTIVE.search(line)
+            if not times[name] or not match or " = " not in line[: match.start()]:
+                continue
+            # A TPU's asynchronous one is written in each computation that it overlaps, with one id.
+            channel = _CHANNEL.search(line)
+            found.setdefault(
+                (match[1], channel[1]) if channel else (name, line),
+                _read(line, match, times[name], devices),
+            )
+    return list(found.values())
 
 
 def _times(lines: dict[str, list[str]], entry: str) -> dict[str, int]:

@@ -53,6 +53,29 @@ def test_collectives_are_read_with_their_arrays_groups_and_loops():
     assert by_kind["collective-permute"].nbytes == 5
 
 
+def test_an_asynchronous_collective_of_a_tpu_counts_once():
+    gather = "%all-gather.{0} = f32[8,4]{{1,0}} all-gather(%p), channel_id={1}, dimensions={{0}}"
+    module = """
+%start (p: f32[2,4]) -> f32[8,4] {
+  GATHER
+}
+
+%meanwhile (p: f32[2,4], q: f32[2,4]) -> f32[2,4] {
+  GATHER
+  ROOT %add = f32[2,4]{1,0} add(%q, %q)
+}
+
+ENTRY %main (p: f32[2,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} fusion(%p), kind=kCustom, calls=%start
+  %b = f32[2,4]{1,0} fusion(%p, %p), kind=kCustom, calls=%meanwhile
+  OTHER
+}
+"""
+    module = module.replace("GATHER", gather.format(1, 63)).replace("OTHER", gather.format(2, 64))
+    found = communication.collectives(module, devices=4)
+    assert [(one.nbytes, one.times) for one in found] == [(128, 1), (128, 1)]
+
+
 def test_rings_send_what_is_known_of_them():
     """A sum of S bytes costs each of n devices 2 (n - 1) / n S, a gather half of that."""
     reduced = Collective("all-reduce", (("f32", (100,)),), 4, 1, "")
