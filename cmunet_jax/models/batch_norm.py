@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's running statistics, and a gradient that reads its map once.
+"""Batch normalisation with PyTorch's running statistics, and a gradient of two sums.
 
 Parameters and statistics are float32; `dtype` is the type of the result.
 """
@@ -28,7 +28,8 @@ class BatchNorm(nn.Module):
     Under jit over a sharded batch they are the statistics of the global batch.
 
     With `sites` it is the sparse batch normalisation of SparK (Tian et al., 2023, section 3.2):
-    statistics over the sites that are True, and zero at the others.
+    statistics over the sites that are True, and zero at the others. Its gradient is JAX's; that of
+    the dense one is written out (`_normalise_backward`).
     """
 
     epsilon: float = 1e-5

@@ -217,8 +217,8 @@ def sites_of(active: Array, height: int) -> Array:
 def max_pool(x: Array, *, fast: bool = True) -> Array:
     """2×2 max pooling, [B, H, W, C] to [B, H/2, W/2, C]; H and W even.
 
-    Where a window holds its maximum more than once, its first pixel gets the gradient, and a NaN is
-    a maximum (as in PyTorch).
+    Where a window holds its maximum more than once, its first pixel gets the gradient (as in
+    PyTorch), and a NaN is a maximum.
     """
     return _pool(x) if fast else nn.max_pool(x, (2, 2), (2, 2))
 

@@ -74,19 +74,21 @@ def collectives(text: str, *, devices: int) -> list[Collective]:
         elif current:
             lines.setdefault(current, []).append(line)
     times = _times(lines, entry)
-    found: dict[Any, Collective] = {}
+    found: list[Collective] = []
+    written: dict[Any, str] = {}
     for name, body in lines.items():
         for line in body:
             match = _COLLECTIVE.search(line)
             if not times[name] or not match or " = " not in line[: match.start()]:
                 continue
-            # A TPU's asynchronous one is written in each computation that it overlaps, with one id.
+            one = _read(line, match, times[name], devices)
+            # A TPU's asynchronous one is written in each computation that it overlaps, under one
+            # channel. Those of a `shard_map` share a channel, too, but lie in one computation.
             channel = _CHANNEL.search(line)
-            found.setdefault(
-                (match[1], channel[1]) if channel else (name, line),
-                _read(line, match, times[name], devices),
-            )
-    return list(found.values())
+            key = (one, channel[1] if channel else line)
+            if written.setdefault(key, name) == name:
+                found.append(one)
+    return found
 
 
 def _times(lines: dict[str, list[str]], entry: str) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 Compilers need no device. For a TPU `pip install 'jax[tpu]'` brings its compiler, and a topology has
 a name ('v5e:2x2', 'v5p:2x2x1'). For a GPU `pip install 'jax[cuda]'` does; a topology is
-'cuda:N', N GPUs of one host, and a file describes the GPU: XLA has those of common ones in
-xla/backends/gpu/target_config/specs. Such a program can be read and not run.
+'cuda:N', N GPUs of one host, and a file describes the GPU: h200.txtpb, or one of XLA's own
+(xla/backends/gpu/target_config/specs). Such a program can be read and not run.
 """
 
 import argparse
@@ -41,10 +41,16 @@ def create_mesh(topology: str, target: str, count: int = 1):
     jax.config.update("jax_platforms", "cpu")
     kind, _, shape = topology.partition(":")
     if kind == "cuda":
+        if not target:
+            raise SystemExit("--topology cuda:N needs --target: tests/benchmark/h200.txtpb is one")
         described = {"topology": f"1x1x{shape}", "target_config": pathlib.Path(target).read_text()}
         devices = topologies.get_topology_desc("", "cuda", **described).devices
     else:
         devices = topologies.get_topology_desc(topology, "tpu").devices
+    if len(devices) < count:
+        raise SystemExit(
+            f"--topology {topology} has {len(devices)} devices, and {count} are wanted"
+        )
     axes = (jax.sharding.AxisType.Auto,)
     return jax.sharding.Mesh(np.array(devices[:count]), (sharding.AXIS,), axis_types=axes)
 
@@ -52,9 +58,10 @@ def create_mesh(topology: str, target: str, count: int = 1):
 def cost(text: str) -> str:
     """What an optimised HLO module will cost, as far as its text tells; '' for a CPU's.
 
-    Of a TPU's the cycles that its compiler expects. Of a GPU's the operations of the entry, one
-    kernel or library call each, and the bytes of the arrays that they take and give; an operand
-    counts whole even where only a part of it is read.
+    Of a TPU's the cycles that its compiler expects. Of a GPU's with convolutions the operations of
+    the entry, one kernel or library call each, and the bytes of the arrays that they take and
+    give; an operand counts whole even where only a part of it is read. Of loops neither knows how
+    often they run: take a step of one pass.
     """
     if cycles := re.findall(r'"estimated_cycles":"(\d+)"', text):
         return f"{sum(map(int, cycles)) / 1e6:.1f} M cycles"
@@ -64,7 +71,7 @@ def cost(text: str) -> str:
     entry = text[text.index("\nENTRY ") :]
     count = total = 0
     for _, result, kind, operands in _INSTRUCTION.findall(entry):
-        if kind in _FREE:
+        if kind in _FREE or kind.endswith("-done"):
             continue
         count += 1
         taken = (types.get(name, "") for name in re.findall(r"%([\w.\-]+)", operands))
@@ -73,7 +80,7 @@ def cost(text: str) -> str:
 
 
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)", re.M)
-_FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+_FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all")
 
 
 def _nbytes(hlo_type: str) -> int:

@@ -102,6 +102,11 @@ def test_max_pool_is_flax_max_pool():
         _value_and_gradients(lambda x: nn.max_pool(x, (2, 2), (2, 2)), x),
     )
     _assert_same(layers.max_pool(x), layers.max_pool(x, fast=False))
+    tied = jnp.round(x)
+    _assert_same(
+        _value_and_gradients(layers.max_pool, tied),
+        _value_and_gradients(lambda x: nn.max_pool(x, (2, 2), (2, 2)), tied),
+    )
     for pixel in np.ndindex(2, 2):
         pooled = layers.max_pool(x.at[1, 2 + pixel[0], 4 + pixel[1], 0].set(jnp.nan))
         assert np.argwhere(np.isnan(pooled)).tolist() == [[1, 1, 2, 0]]

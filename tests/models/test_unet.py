@@ -74,10 +74,12 @@ def _stored(remat: str) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in kept) - weights
 
 
-def test_rematerialisation_halves_what_is_stored():
+def test_rematerialisation_stores_half_and_a_quarter():
     none, norms, blocks = (_stored(remat) for remat in ("none", "norms", "blocks"))
-    assert norms < 0.6 * none
-    assert blocks < 0.45 * none
+    # Of half of it a little is a second form of the transposed convolution's input, an empty one
+    # that no compiled program keeps.
+    assert norms < 0.55 * none
+    assert blocks < 0.3 * none
 
 
 @pytest.mark.parametrize("remat", ["norms", "blocks"])

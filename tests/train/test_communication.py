@@ -54,14 +54,14 @@ def test_collectives_are_read_with_their_arrays_groups_and_loops():
 
 
 def test_an_asynchronous_collective_of_a_tpu_counts_once():
-    gather = "%all-gather.{0} = f32[8,4]{{1,0}} all-gather(%p), channel_id={1}, dimensions={{0}}"
+    gather = "%all-gather.{} = f32[{},4]{{1,0}} all-gather(%p), channel_id={}, dimensions={{0}}"
     module = """
 %start (p: f32[2,4]) -> f32[8,4] {
-  GATHER
+  FIRST
 }
 
 %meanwhile (p: f32[2,4], q: f32[2,4]) -> f32[2,4] {
-  GATHER
+  AGAIN
   ROOT %add = f32[2,4]{1,0} add(%q, %q)
 }
 
@@ -69,11 +69,20 @@ ENTRY %main (p: f32[2,4]) -> f32[8,4] {
   %a = f32[8,4]{1,0} fusion(%p), kind=kCustom, calls=%start
   %b = f32[2,4]{1,0} fusion(%p, %p), kind=kCustom, calls=%meanwhile
   OTHER
+  EQUAL
+  WIDER
 }
 """
-    module = module.replace("GATHER", gather.format(1, 63)).replace("OTHER", gather.format(2, 64))
+    for name, given in {  # the last three are apart: another channel, one more, another array
+        "FIRST": (1, 8, 63),
+        "AGAIN": (2, 8, 63),
+        "OTHER": (3, 8, 1),
+        "EQUAL": (4, 8, 1),
+        "WIDER": (5, 12, 63),
+    }.items():
+        module = module.replace(name, gather.format(*given))
     found = communication.collectives(module, devices=4)
-    assert [(one.nbytes, one.times) for one in found] == [(128, 1), (128, 1)]
+    assert [(one.nbytes, one.times) for one in found] == 3 * [(128, 1)] + [(192, 1)]
 
 
 def test_rings_send_what_is_known_of_them():
