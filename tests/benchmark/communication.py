@@ -4,8 +4,8 @@
 
 Compiles the steps of fine-tuning and of CM-UNet pre-training at the paper's size, 16 images a
 device in pre-training and 2 in fine-tuning, for eight devices that are made of the CPU, in both
-layouts, or for eight of a kind that is not there (`tests.benchmark.ahead`); nothing is run. Some
-ten minutes on two cores. `--size tiny` is over in one.
+layouts, or for eight of a kind that is not there (`tests.benchmark.ahead`); nothing is run. A
+minute on two cores, for eight GPUs three.
 """
 
 import argparse
