@@ -43,7 +43,7 @@ class Collective:
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays, once."""
-        return sum(_width(dtype) * math.prod(shape) for dtype, shape in self.arrays)
+        return nbytes(self.arrays)
 
     def sent(self, group: int | None = None) -> float:
         """Bytes that each device sends, once, with ring algorithms (Thakur et al., 2005).
@@ -111,10 +111,7 @@ def _times(lines: dict[str, list[str]], entry: str) -> dict[str, int]:
 
 def _read(line: str, match: re.Match[str], times: int, devices: int) -> Collective:
     kind, group = match[1], _group(line, devices)
-    arrays = [
-        (dtype, tuple(int(n) for n in shape.split(",") if n))
-        for dtype, shape in _ARRAY.findall(line[: match.start()].partition(" = ")[2])
-    ]
+    arrays = arrays_of(line[: match.start()].partition(" = ")[2])
     if match[2] and kind != "all-reduce":  # The type of a start lists operands, then results.
         arrays = arrays[1:2] if kind == "collective-permute" else arrays[len(arrays) // 2 :]
     if kind == "reduce-scatter":  # Of which the type is one part.
@@ -133,6 +130,19 @@ def _group(line: str, devices: int) -> int:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
         return math.prod(int(sizes[name]) for name in re.findall(r"'([^']+)'", match[2]))
     return devices
+
+
+def arrays_of(hlo_type: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The arrays in an HLO type, which may be a tuple of them: (dtype, shape) each."""
+    return [
+        (dtype, tuple(int(n) for n in shape.split(",") if n))
+        for dtype, shape in _ARRAY.findall(hlo_type)
+    ]
+
+
+def nbytes(arrays: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Bytes of arrays, given as (dtype, shape)."""
+    return sum(_width(dtype) * math.prod(shape) for dtype, shape in arrays)
 
 
 def _width(dtype: str) -> int:

@@ -7,7 +7,6 @@ a name ('v5e:2x2', 'v5p:2x2x1'). For a GPU `pip install 'jax[cuda]'` does; a top
 """
 
 import argparse
-import math
 import os
 import pathlib
 import re
@@ -63,6 +62,9 @@ def cost(text: str) -> str:
     give; an operand counts whole even where only a part of it is read. Of loops neither knows how
     often they run: take a step of one pass.
     """
+    # Here, as JAX must not be imported before a caller has said which devices it may start.
+    from cmunet_jax.train import communication
+
     if cycles := re.findall(r'"estimated_cycles":"(\d+)"', text):
         return f"{sum(map(int, cycles)) / 1e6:.1f} M cycles"
     if "__cudnn$" not in text:
@@ -75,19 +77,9 @@ def cost(text: str) -> str:
             continue
         count += 1
         taken = (types.get(name, "") for name in re.findall(r"%([\w.\-]+)", operands))
-        total += sum(map(_nbytes, (result, *taken)))
+        total += sum(communication.nbytes(communication.arrays_of(t)) for t in (result, *taken))
     return f"{count} kernels take and give {total / 1e9:.1f} GB"
 
 
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)", re.M)
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all")
-
-
-def _nbytes(hlo_type: str) -> int:
-    """Of an array or a tuple of arrays."""
-    found = re.findall(r"\b(pred|bf16|[a-z]+(\d+)\w*)\[([\d,]*)\]", hlo_type)
-    bits = {"pred": 8, "bf16": 16}
-    return sum(
-        bits.get(kind, int(width or 0)) // 8 * math.prod(int(n) for n in shape.split(",") if n)
-        for kind, width, shape in found
-    )
