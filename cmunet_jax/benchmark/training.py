@@ -1,13 +1,9 @@
-"""Cases of training: the step of an objective, its augmentation, and what the loop adds."""
+"""Cases of training: the step of an objective, its augmentation, memory and checkpoints."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import itertools
-import math
-import pathlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,11 +16,8 @@ from cmunet_jax.benchmark.rows import Row
 from cmunet_jax.benchmark.subject import Stepping, Training, core_step, loop_step, views_task
 from cmunet_jax.benchmark.timing import Effort, Task, alternate
 from cmunet_jax.models.unet import REMAT
-from cmunet_jax.train import estimate, loop, progress, writers
+from cmunet_jax.train import estimate
 from cmunet_jax.train.checkpoint import Checkpointer
-
-_LOG_STEPS, _IDLE_SECONDS = 20, 5.0  # of a window: the configs' log period, less if steps are slow
-_WARM_STEPS = 3  # the loop waits for its third step, to say how long the rest takes
 
 
 def step_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
@@ -43,36 +36,6 @@ def step_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
     yield Row(name, f"{name}: augmentation", samples["views"], images=images)
     share = [v / s for v, s in zip(samples["views"], samples["step"], strict=True)]
     yield Row(name, f"{name}: augmentation / step", share, unit="%")
-
-
-def idle_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
-    """How much longer a step takes in the training loop than back to back.
-
-    The loop runs as in a training, with its progress line, its log and its scalars; what it does
-    at its own intervals (evaluations, pictures, checkpoints) is not in it.
-    """
-    with training.batches() as batches, tempfile.TemporaryDirectory() as folder:
-        batch = next(batches)
-        state, stage = training.fresh_state(), training.config.stage
-        with contextlib.redirect_stdout(io.StringIO()):
-            ready = loop.compile_step(training.step(), state, batch, steps=1, stage=stage)
-        stepping = Stepping(ready.step, state, (batch,), ready.zero_metrics())
-        stepping.task.seconds()
-        count = min(_LOG_STEPS, max(5, math.ceil(_IDLE_SECONDS / stepping.task.seconds())))
-        feed = itertools.chain([batch], batches)
-        in_loop, back_to_back = [], []
-        for _ in range(effort.repetitions):
-            in_loop.append(_loop_seconds(training, ready, feed, count, pathlib.Path(folder)))
-            back_to_back.append(stepping.task.seconds(count) / count)
-    yield Row("idle", f"idle: {name} step in the loop", in_loop, images=training.config.batch_size)
-    yield Row(
-        "idle", f"idle: {name} step back to back", back_to_back, images=training.config.batch_size
-    )
-    idle = [1 - b / a for a, b in zip(in_loop, back_to_back, strict=True)]
-    yield Row(
-        "idle", "idle: share of the loop", idle, unit="%",
-        note="negative values are noise: both are the same program on a machine with other work",
-    )  # fmt: skip
 
 
 def remat_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
@@ -102,52 +65,6 @@ def remat_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:
         if held["none"]:
             share = [held[mode] / held["none"]]
             yield Row("remat", f"remat={mode}: temporary memory / none", share, unit="%")
-
-
-class _SavesNothing(Checkpointer):
-    """The loop saves at its end, which is none of the time between steps."""
-
-    def save(self, *args: Any, **kwargs: Any) -> bool:
-        """Saves nothing."""
-        return False
-
-
-def _loop_seconds(
-    training: Training, ready: loop.Compiled, feed: Iterator[Any], count: int, folder: pathlib.Path
-) -> float:
-    """Seconds a step over `count` steps of `loop.fit`, both ends after the device was waited for.
-
-    Its log comes after the last step and waits for the device, so the last time is true; so is the
-    first, because the loop waits for its third step.
-    """
-    state = training.fresh_state()
-    total = int(state.step) + _WARM_STEPS + count
-    bar = progress.Progress(total, training.config.batch_size, stream=io.StringIO())
-    times: dict[int, float] = {}
-
-    def after(done: int) -> None:
-        bar(done)
-        times[done] = time.perf_counter()
-
-    hooks = loop.Hooks(log_every=total, eval_every=0, pictures_every=0, save_every=0)
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        writers.create_writer(folder, start_step=0) as writer,
-        _SavesNothing(folder / "none", config={}, preprocessing={}) as checkpointer,
-    ):
-        loop.fit(
-            ready,
-            state,
-            feed,
-            total_steps=total,
-            hooks=hooks,
-            checkpointer=checkpointer,
-            writer=writer,
-            progress=after,
-            rate=lambda step: 0.0,
-            stage=training.config.stage,
-        )
-    return (times[total] - times[_WARM_STEPS]) / count
 
 
 def checkpoint_rows(name: str, training: Training, effort: Effort) -> Iterator[Row]:

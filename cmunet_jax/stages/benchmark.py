@@ -17,6 +17,7 @@ from cmunet_jax.benchmark import (
     exported,
     first_step,
     host,
+    idle,
     inference,
     machine,
     roofline,
@@ -163,7 +164,7 @@ def _export(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
 
 
 def _idle(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:
-    yield from training.idle_rows("finetune", set_up(config, "finetune"), effort)
+    yield from idle.idle_rows("finetune", set_up(config, "finetune"), effort)
 
 
 def _remat(config: ml_collections.ConfigDict, effort: Effort) -> Iterator[Row]:

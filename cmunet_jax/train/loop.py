@@ -1,4 +1,8 @@
-"""The one training loop. Order within an iteration: evaluate, save, step, log."""
+"""The one training loop. Order of what it reports: evaluate, save, step, log.
+
+A log is fetched and written while the device works on the next step, unless something that must
+come after it is due first.
+"""
 
 import contextlib
 import dataclasses
@@ -143,6 +147,36 @@ def _where(first: int, batch_ids: BatchIds) -> str:
     return f" (first at step {first + 1}, on the images {', '.join(batch_ids(first))})"
 
 
+class _Log:
+    """The scalars of the steps since the last log, kept on the device until they are written."""
+
+    def __init__(
+        self,
+        writer: metric_writers.MetricWriter,
+        rate: Callable[[int], Any],
+        batch_ids: BatchIds,
+    ):
+        self._writer, self._batch_ids = writer, batch_ids
+        # One program: eagerly, a schedule would send the device an operation at a time.
+        self._rate = jax.jit(rate)
+        self._kept: tuple[int, Metrics, Any] | None = None
+
+    def keep(self, done: int, totals: Metrics) -> None:
+        """Keeps what `done` steps have added up; waits for nothing."""
+        self._kept = (done, totals, self._rate(done - 1))
+
+    def write(self) -> None:
+        """Writes what is kept, if anything; waits for its step.
+
+        Raises:
+          UserError: if a loss or gradient of these steps was not finite.
+        """
+        if self._kept is not None:
+            (done, totals, rate), self._kept = self._kept, None
+            means = _means(totals, done, self._batch_ids)
+            self._writer.write_scalars(done, means | {"learning_rate": float(rate)})
+
+
 @dataclasses.dataclass(frozen=True)
 class _Between:
     """What is done between two steps: pictures, evaluation, saving, in this order."""
@@ -150,6 +184,7 @@ class _Between:
     hooks: Hooks
     checkpointer: Checkpointer
     writer: metric_writers.MetricWriter
+    log: _Log
     batch_ids: BatchIds
 
     def __call__(
@@ -157,6 +192,9 @@ class _Between:
     ) -> None:
         """Does what is due after `step` steps; everything after the last."""
         hooks, scores = self.hooks, None
+        periods = (hooks.pictures_every, hooks.eval_every, hooks.save_every)
+        if last or any(_due(every, step) for every in periods):
+            self.log.write()  # of these steps; and none that is not finite is looked at or saved
         if hooks.pictures and (last or _due(hooks.pictures_every, step)):
             for name, images in hooks.pictures(state, batch).items():
                 self.writer.write_images(step, {name: images})
@@ -176,6 +214,7 @@ class _Between:
         force: bool = False,
     ) -> None:
         """Saves, but never a state whose loss is not finite."""
+        self.log.write()
         _means(totals, step, self.batch_ids)
         self.checkpointer.save(step, state, metrics=scores, force=force)
 
@@ -259,7 +298,7 @@ def fit(
       checkpointer: saves the state; the last step is always saved.
       writer: receives scalars and pictures.
       progress: told the number of steps done after each one.
-      rate: step -> learning rate, for the log.
+      rate: step -> learning rate, for the log; jax can trace it.
       stage: names the config file in messages.
       batch_ids: step (from 0) -> ids of the images in its batch, for messages.
 
@@ -271,7 +310,8 @@ def fit(
       UserError: if the loss is not finite, or the device's memory does not suffice.
     """
     start = int(state.step)
-    between = _Between(hooks, checkpointer, writer, batch_ids)
+    log = _Log(writer, rate, batch_ids)
+    between = _Between(hooks, checkpointer, writer, log, batch_ids)
     totals = compiled.zero_metrics()
     timer = _FirstSteps(start, total_steps, stage)
     batch: Any = None
@@ -283,10 +323,10 @@ def fit(
             with jax.transfer_guard("disallow"):
                 state, totals = compiled.step(state, totals, batch)
             done = step + 1
+            log.write()  # the one before, while the device works on this step
             timer.after(done, totals)
             if _due(hooks.log_every, done) or done == total_steps:
-                means = _means(totals, done, batch_ids)
-                writer.write_scalars(done, means | {"learning_rate": float(rate(step))})
+                log.keep(done, totals)
                 totals = compiled.zero_metrics()
             progress(done)
             if stop.agreed() and done < total_steps:

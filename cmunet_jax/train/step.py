@@ -191,7 +191,8 @@ class TrainStep:
         """Returns an empty accumulator on the devices."""
         if self._shapes is None:
             _, self._shapes = jax.eval_shape(self._update, state, data)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._shapes)
+        # Made on the host: jnp.zeros would be a program each, between two steps.
+        zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), self._shapes)
         return sharding.place(zeros, self._whole)
 
     def __call__(self, state: TrainState, totals: Metrics, data: Any) -> tuple[TrainState, Metrics]:

@@ -46,7 +46,7 @@ def _check_step(rows, batch):
     share = rows["finetune: augmentation / step"]["samples"]
     parts = zip(rows["finetune: augmentation"]["samples"], step["samples"])
     assert share == pytest.approx([a / b for a, b in parts])
-    assert len(rows["idle: share of the loop"]["samples"]) == 2
+    assert len(rows["idle: between steps"]["samples"]) == 2
 
 
 def test_it_measures_inference_checkpoints_and_metrics(tiny_dataset, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The order of the loop, and that a loss which is not finite is never saved."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -74,6 +75,28 @@ def test_evaluate_save_step_log(parts):
         ("save", 4, {"val/dice": 4.0}),
         ("wait",),
     ]
+
+
+@pytest.mark.parametrize("save_every, logged_before", [(0, 3), (2, 2)])
+def test_a_log_waits_behind_the_next_step_unless_a_save_is_due(parts, save_every, logged_before):
+    """The device has work while the host writes; a save comes after its step's log."""
+    compiled, make_state, data = parts
+    recorder, queued = Recorder(), []
+
+    def step(state, totals, batch):
+        queued.append(len(queued) + 1)
+        return compiled.step(state, totals, batch)
+
+    write = recorder.write_scalars
+    recorder.write_scalars = lambda step, scalars: write((step, queued[-1]), scalars)
+    fit(
+        (dataclasses.replace(compiled, step=step), make_state, data), recorder,
+        steps=4, log_every=2, save_every=save_every,
+    )  # fmt: skip
+    logs = [event for event in recorder.events if event[0] == "log"]
+    assert logs == [("log", (2, logged_before)), ("log", (4, 4))]
+    saves = [event[1] for event in recorder.events if event[0] == "save"]
+    assert saves == ([2, 4] if save_every else [4])
 
 
 def test_saves_without_evaluation_carry_no_stale_score(parts):
