@@ -295,11 +295,15 @@ def test_two_processes_stop_together_and_one_goes_on(tiny_dataset, tmp_path, run
     run_python(*together.main_command(*finetune(tiny_dataset, whole, steps)))
     spread = ["--config.sharding=fsdp", "--config.data.streaming=True"]
     flags = finetune(tiny_dataset, shared, steps, *spread)
-    with together.started(together.commands_of(flags)) as running:
+    cache = tmp_path / "cache"
+    env = {"CMUNET_JAX_CACHE": str(cache)}
+    with together.started(together.commands_of(flags), **env) as running:
         wait_for(lambda: len(losses(shared)) >= 2, running, shared)
         running[1].send_signal(signal.SIGTERM)
         ended = together.finish(running)
     assert [one.status for one in ended] == [loop.EXIT_PREEMPTED] * 2, ended
+    compiled = sorted(cache.glob("jit_step-*-cache"))
+    assert len(compiled) == 2, "each process keeps its step"
     stopped = checkpoint.load(shared).step
     assert 4 <= stopped < 40
     assert f"at step {stopped}: saved" in ended[0].out
@@ -307,12 +311,13 @@ def test_two_processes_stop_together_and_one_goes_on(tiny_dataset, tmp_path, run
     assert "4 x cpu" in ended[0].out and "all-gather" in ended[0].out
     # Again before the first step, where jax and Orbax have no step or save of this start to go by,
     # and after the meeting at which a process that is slow to compile would not be awaited.
-    with together.started(together.commands_of(flags)) as running:
+    with together.started(together.commands_of(flags), **env) as running:
         lines = running[0].stdout
         assert any(line.startswith("Each step sends") for line in lines), "it did not start"
         running[0].send_signal(signal.SIGTERM)
         ended = together.finish(running)
     assert [one.status for one in ended] == [loop.EXIT_PREEMPTED] * 2, ended
+    assert sorted(cache.glob("jit_step-*-cache")) == compiled, "a step was compiled anew"
     first, stopped = stopped, checkpoint.load(shared).step
     assert first < stopped < 40 and f"at step {stopped}: saved" in ended[0].out
     # The other way round: saved by two processes with four devices, continued by one with one.
