@@ -296,7 +296,7 @@ def test_two_processes_stop_together_and_one_goes_on(tiny_dataset, tmp_path, run
     spread = ["--config.sharding=fsdp", "--config.data.streaming=True"]
     flags = finetune(tiny_dataset, shared, steps, *spread)
     cache = tmp_path / "cache"
-    env = {"CMUNET_JAX_CACHE": str(cache)}
+    env = {"CMUNET_JAX_CACHE": str(cache), "JAX_RAISE_PERSISTENT_CACHE_ERRORS": "1"}
     with together.started(together.commands_of(flags), **env) as running:
         wait_for(lambda: len(losses(shared)) >= 2, running, shared)
         running[1].send_signal(signal.SIGTERM)
@@ -362,7 +362,7 @@ def test_two_processes_with_two_workdirs_end_with_one_line_each(tiny_dataset, tm
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_is_killed_the_other_says_so_and_ends(tiny_dataset, tmp_path, victim):

@@ -39,6 +39,7 @@ def _signal_at(step, number):
     return Signals
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_continues(
     uninterrupted, tiny_dataset, tmp_path, monkeypatch, number, capsys

@@ -173,16 +173,23 @@ def _loop_seconds(
 ) -> float:
     """Seconds a step over `count` steps of `loop.fit`, both ends after the device was waited for.
 
-    The loop waits for its third step, so the first time is true. So is the last: the log of these
-    steps waits for them, when one more step is queued behind.
+    The first after the third step, when the loop itself waits unless steps are slow. The log of
+    these steps waits for the last, when one more step is queued behind.
     """
     state = training.fresh_state()
     logged = int(state.step) + _WARM_STEPS + count
     bar = progress.Progress(logged + 1, training.config.batch_size, stream=io.StringIO())
     times: dict[int, float] = {}
+    made: dict[str, Any] = {}
+
+    def step(*given: Any) -> tuple[Any, Any]:
+        state, made["totals"] = ready.step(*given)
+        return state, made["totals"]
 
     def after(done: int) -> None:
         bar(done)
+        if done == logged - count:
+            jax.block_until_ready(made["totals"])
         times[done] = time.perf_counter()
 
     hooks = loop.Hooks(log_every=logged, eval_every=0, pictures_every=0, save_every=0)
@@ -192,7 +199,7 @@ def _loop_seconds(
         _SavesNothing(folder / "none", config={}, preprocessing={}) as checkpointer,
     ):
         loop.fit(
-            ready,
+            dataclasses.replace(ready, step=step),
             state,
             feed,
             total_steps=logged + 1,
@@ -200,7 +207,7 @@ def _loop_seconds(
             checkpointer=checkpointer,
             writer=writer,
             progress=after,
-            rate=lambda step: 0.0,
+            rate=training.rate,
             stage=training.config.stage,
         )
     return (times[logged + 1] - times[_WARM_STEPS]) / count

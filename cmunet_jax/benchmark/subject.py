@@ -29,6 +29,7 @@ class Training:
       objective: of it.
       plain: the same objective with the textbook layers, whose arithmetic is counted.
       tx: the optimiser.
+      rate: step -> learning rate.
       state: fresh; steps donate copies of it.
       batches: opens what each step takes, as a context.
       size: examples in the data set.
@@ -39,6 +40,7 @@ class Training:
     objective: Objective
     plain: Objective
     tx: optax.GradientTransformation
+    rate: optax.Schedule
     state: TrainState
     batches: Callable[[], Any]
     size: int

@@ -29,12 +29,13 @@ class BatchNorm(nn.Module):
 
     With `sites` it is the sparse batch normalisation of SparK (Tian et al., 2023, section 3.2):
     statistics over the sites that are True, and zero at the others. Its gradient is JAX's; that of
-    the dense one is written out (`_normalise_backward`).
+    the dense one is written out (`_normalise_backward`) unless `fast` is False.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.9
     dtype: Dtype = jnp.float32
+    fast: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, sites: Array | None = None) -> Array:
@@ -51,16 +52,17 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        bessel: Any = 1
-        if not train:
-            mean, var = running_mean.value, running_var.value
-            y = _apply(wide, mean, lax.rsqrt(var + self.epsilon), scale, bias)
-        elif sites is None:
-            n = x.size // features
+        n = x.size // features
+        bessel: Any = n / max(n - 1, 1)
+        if train and sites is None and self.fast:
             y, mean, var = _normalise(x, scale, bias, self.epsilon)
-            bessel = n / max(n - 1, 1)
         else:
-            mean, var, bessel = _moments_at(wide, sites)
+            if not train:
+                mean, var = running_mean.value, running_var.value
+            elif sites is None:
+                mean, var = _moments(wide)
+            else:
+                mean, var, bessel = _moments_at(wide, sites)
             y = _apply(wide, mean, lax.rsqrt(var + self.epsilon), scale, bias)
         if train and not self.is_initializing():
             running_mean.value = self._blend(running_mean.value, mean)

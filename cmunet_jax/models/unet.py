@@ -56,7 +56,8 @@ class Block(nn.Module):
         for i in (1, 2):
             x = Conv(self.features, 3, self.dtype, self.fast, name=f"conv{i}")(x)
             x = checkpoint_name(x, _CONVOLVED)
-            x = nn.relu(BatchNorm(dtype=self.dtype, name=f"bn{i}")(x, train=train, sites=sites))
+            norm = BatchNorm(dtype=self.dtype, fast=self.fast, name=f"bn{i}")
+            x = nn.relu(norm(x, train=train, sites=sites))
         return x
 
 

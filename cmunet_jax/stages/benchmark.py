@@ -120,7 +120,7 @@ def set_up(config: ml_collections.ConfigDict, name: str) -> Training:
     objective.check_batch(part.batch_size, accumulation=part.accumulation)
     inputs = train.prepare(part, train.choose_images(part), None)
     steps = train.durations(part, len(inputs.rows))
-    state, tx, _ = train.initial_state(part, objective, None, steps, mesh)
+    state, tx, rate = train.initial_state(part, objective, None, steps, mesh)
     textbook = part.copy_and_resolve_references()
     with textbook.unlocked():
         textbook.model.fast = False
@@ -129,6 +129,7 @@ def set_up(config: ml_collections.ConfigDict, name: str) -> Training:
         objective=objective,
         plain=objectives.create(textbook),
         tx=tx,
+        rate=rate,
         state=state,
         batches=lambda: train.open_batches(part, inputs, 0, mesh),
         size=len(inputs.rows),

@@ -148,7 +148,10 @@ def _where(first: int, batch_ids: BatchIds) -> str:
 
 
 class _Log:
-    """The scalars of the steps since the last log, kept on the device until they are written."""
+    """The scalars of the steps since the last log, kept on the device until they are written.
+
+    As a context it writes them also where an error comes in between.
+    """
 
     def __init__(
         self,
@@ -160,6 +163,14 @@ class _Log:
         # One program: eagerly, a schedule would send the device an operation at a time.
         self._rate = jax.jit(rate)
         self._kept: tuple[int, Metrics, Any] | None = None
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        if kind is not None and issubclass(kind, Exception):  # a second Ctrl-C waits for nothing
+            with contextlib.suppress(Exception):  # the error that is told is the first one
+                self.write()
 
     def keep(self, done: int, totals: Metrics) -> None:
         """Keeps what `done` steps have added up; waits for nothing."""
@@ -194,7 +205,7 @@ class _Between:
         hooks, scores = self.hooks, None
         periods = (hooks.pictures_every, hooks.eval_every, hooks.save_every)
         if last or any(_due(every, step) for every in periods):
-            self.log.write()  # of these steps; and none that is not finite is looked at or saved
+            self.log.write()  # of these steps
         if hooks.pictures and (last or _due(hooks.pictures_every, step)):
             for name, images in hooks.pictures(state, batch).items():
                 self.writer.write_images(step, {name: images})
@@ -315,7 +326,7 @@ def fit(
     totals = compiled.zero_metrics()
     timer = _FirstSteps(start, total_steps, stage)
     batch: Any = None
-    with StopRequest() as stop, compiled.memory_errors():
+    with StopRequest() as stop, compiled.memory_errors(), log:
         for step in range(start, total_steps):
             if step > start:
                 between(step, state, totals, batch, last=False)

@@ -1,5 +1,7 @@
 """Fast forms of the layers against the textbook operations, in float64."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import scipy.ndimage
 
 from cmunet_jax.models import layers
 from cmunet_jax.models.batch_norm import BatchNorm
-from cmunet_jax.models.unet import UNet
+from cmunet_jax.models.unet import Block, UNet
 from tests.models.random_weights import random_weights
 
 
@@ -124,10 +126,11 @@ def test_the_transposed_convolution_is_the_stock_one_on_a_tpu_alone():
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("shape", [(3, 4, 6, 5), (7, 5)])
-def test_batch_norm_normalises_as_flax_does(shape):
+def test_batch_norm_normalises_as_flax_does(shape, fast):
     x = jnp.asarray(3 + np.random.default_rng(0).standard_normal(shape))
-    ours = BatchNorm(dtype=jnp.float64)
+    ours = BatchNorm(dtype=jnp.float64, fast=fast)
     oracle = nn.BatchNorm(False, epsilon=1e-5, dtype=jnp.float64, use_fast_variance=False)
     variables = random_weights(ours, x, dtype=np.float64, train=True)
     stats, params = variables["batch_stats"], variables["params"]
@@ -141,6 +144,16 @@ def test_batch_norm_normalises_as_flax_does(shape):
         _value_and_gradients(apply(ours, train=True), params, x),
         _value_and_gradients(apply(oracle), params, x),
     )
+
+
+def test_without_fast_the_gradient_of_batch_norm_is_the_one_that_jax_takes():
+    x, texts = jnp.ones((2, 4, 4, 3)), {}
+    for fast in (True, False):
+        norm = Block(4, fast=fast)
+        variables = random_weights(norm, x, train=True)
+        apply = functools.partial(norm.apply, train=True, mutable=["batch_stats"])
+        texts[fast] = str(jax.make_jaxpr(lambda v, apply=apply: apply(v, x))(variables))
+    assert ["_normalise" in texts[fast] for fast in (True, False)] == [True, False]
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -155,3 +157,38 @@ def test_several_processes_stop_wherever_they_resumed(parts, monkeypatch, before
             progress=lambda done: before_the_first_step or done != 7 or jax_side.sigterm(),
         )  # fmt: skip
     assert recorder.events == [("save", 6 if before_the_first_step else 7, None), ("wait",)]
+
+
+def stopped_at(step):
+    """A progress that sends SIGTERM to this process after some step."""
+    return lambda done: os.kill(os.getpid(), signal.SIGTERM) if done == step else None
+
+
+def test_a_log_that_is_due_when_a_run_is_stopped_is_written_before_the_save(parts):
+    """Resuming would not write it again."""
+    step, make_state, data = parts
+    recorder = Recorder()
+    with pytest.raises(loop.Preempted, match="SIGTERM at step 4"):
+        loop.fit(
+            step, make_state(), itertools.repeat(data), total_steps=8, progress=stopped_at(4),
+            hooks=loop.Hooks(log_every=2, eval_every=0, pictures_every=0, save_every=0),
+            checkpointer=recorder, writer=recorder, rate=lambda s: 0.1, stage="finetune",
+        )  # fmt: skip
+    assert recorder.events == [("log", 2), ("log", 4), ("save", 4, None), ("wait",)]
+
+
+def test_a_log_is_not_lost_with_the_data_after_it(parts):
+    step, make_state, data = parts
+    recorder = Recorder()
+
+    def batches():
+        yield from [data, data]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        loop.fit(
+            step, make_state(), batches(), total_steps=8, progress=lambda done: None,
+            hooks=loop.Hooks(log_every=2, eval_every=0, pictures_every=0, save_every=0),
+            checkpointer=recorder, writer=recorder, rate=lambda s: 0.1, stage="finetune",
+        )  # fmt: skip
+    assert recorder.events == [("log", 2)]
