@@ -30,13 +30,12 @@ def default_workers() -> int:
     return max(1, os.cpu_count() or 1)
 
 
-def _start_worker() -> None:
-    """One OpenCV thread a worker; and the worker ends when its parent is gone.
+def end_with_parent() -> None:
+    """Has a worker process end when its parent is gone; called in the worker.
 
-    A worker blocked on its call queue does not notice that the parent was killed, because it
-    holds the other end of the pipe itself; without this it would stay for ever.
+    A worker blocked on a queue does not notice that the parent was killed, because it holds the
+    other end of the pipe itself; without this it would stay for ever.
     """
-    cv2.setNumThreads(1)  # the processes already fill the processors
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -46,6 +45,12 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _start_worker() -> None:
+    """Prepares a worker of ours."""
+    cv2.setNumThreads(1)  # the processes already fill the processors
+    end_with_parent()
 
 
 def _progress(iterator: Iterator[Result], total: int, show: bool, label: str) -> Iterator[Result]:

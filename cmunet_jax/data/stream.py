@@ -12,6 +12,7 @@ from absl import flags
 
 from cmunet_jax.data import order
 from cmunet_jax.data.prepared import OnTheFly, PreparedSplit
+from tfds_angio import parallel
 
 _ENDLESS = 1 << 30  # steps; Grain wants a length
 
@@ -69,9 +70,10 @@ class _InOrder:
         return f"_InOrder({self._length} rows)"
 
 
-def _stay_on_cpu(worker: int, workers: int) -> None:
-    """A loader process that opened the accelerator would take it from the training."""
+def _start_worker(worker: int, workers: int) -> None:
+    """A loader that opened the accelerator would take it from the training; and it ends with it."""
     del worker, workers
+    parallel.end_with_parent()
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -146,6 +148,6 @@ def stream(
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_stay_on_cpu,
+            worker_init_fn=_start_worker,
         )
     return Stream(iter(dataset))
