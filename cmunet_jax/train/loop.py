@@ -150,7 +150,8 @@ def _where(first: int, batch_ids: BatchIds) -> str:
 class _Log:
     """The scalars of the steps since the last log, kept on the device until they are written.
 
-    As a context it writes them also where an error comes in between.
+    As a context it writes them also where an error comes in between; of several processes none
+    does, as the step to wait for may want one that is gone.
     """
 
     def __init__(
@@ -168,7 +169,8 @@ class _Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
-        if kind is not None and issubclass(kind, Exception):  # a second Ctrl-C waits for nothing
+        told = kind is not None and issubclass(kind, Exception)  # a second Ctrl-C waits for nothing
+        if told and jax.process_count() == 1:
             with contextlib.suppress(Exception):  # the error that is told is the first one
                 self.write()
 
