@@ -171,8 +171,7 @@ class _Log:
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
         told = kind is not None and issubclass(kind, Exception)  # a second Ctrl-C waits for nothing
         if told and jax.process_count() == 1:
-            with contextlib.suppress(Exception):  # the error that is told is the first one
-                self.write()
+            self.write()  # a loss that was not finite came before that error, and is told first
 
     def keep(self, done: int, totals: Metrics) -> None:
         """Keeps what `done` steps have added up; waits for nothing."""

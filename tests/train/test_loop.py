@@ -177,18 +177,23 @@ def test_a_log_that_is_due_when_a_run_is_stopped_is_written_before_the_save(part
     assert recorder.events == [("log", 2), ("log", 4), ("save", 4, None), ("wait",)]
 
 
-def test_a_log_is_not_lost_with_the_data_after_it(parts):
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_log_is_not_lost_with_the_data_after_it(parts, finite):
+    """Nor is a loss that was not finite: it came first."""
     step, make_state, data = parts
     recorder = Recorder()
+    if not finite:
+        data = data | {"scale": jnp.full_like(data["scale"], jnp.inf)}
 
     def batches():
         yield from [data, data]
         raise OSError("the disk is gone")
 
-    with pytest.raises(OSError, match="the disk is gone"):
+    kind, words = (OSError, "the disk is gone") if finite else (UserError, "at step 2")
+    with pytest.raises(kind, match=words):
         loop.fit(
             step, make_state(), batches(), total_steps=8, progress=lambda done: None,
             hooks=loop.Hooks(log_every=2, eval_every=0, pictures_every=0, save_every=0),
             checkpointer=recorder, writer=recorder, rate=lambda s: 0.1, stage="finetune",
         )  # fmt: skip
-    assert recorder.events == [("log", 2)]
+    assert recorder.events == ([("log", 2)] if finite else [])
